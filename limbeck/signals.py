@@ -1,0 +1,186 @@
+"""Signals: what a forward pass yielded, and the Tap that captures it.
+
+A signal is named `"logits"` (the model's primary output: class scores, token scores or an embedding), by a module path as
+`named_modules` gives it (`"layer3"`, `"encoder.layer.*.attention"`: that module's output), or by `"PATH:input"` (that
+module's first input). Nothing that no objective asked for is captured.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UsageError, did_you_mean
+
+LOGITS = "logits"
+TARGETS = ("labels", "index", "sample_weight")  # batch keys that describe the example and are never model inputs
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The names of the signals an objective needs of the student and of the teacher."""
+
+    student: frozenset[str] = frozenset()
+    teacher: frozenset[str] = frozenset()
+
+    def __or__(self, other: Reads) -> Reads:
+        return Reads(self.student | other.student, self.teacher | other.teacher)
+
+
+class Signals(Mapping[str, Tensor]):
+    """Named tensors of one forward pass."""
+
+    def __init__(self, values: Mapping[str, Tensor]):
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            raise UsageError(f"no signal {name!r} was captured. {did_you_mean(name, self._values)}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    @property
+    def logits(self) -> Tensor:
+        """The primary output."""
+        return self[LOGITS]
+
+    def detach(self) -> Signals:
+        """The same tensors without gradient."""
+        return Signals({name: value.detach() for name, value in self._values.items()})
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The primary tensor of what a module returned: itself, `.logits`, an embedding, or the first element."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "sentence_embedding", "last_hidden_state"):
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise UsageError(
+        f"a module returned {type(output).__name__}, which holds no tensor that Limbeck can read: return a tensor, a "
+        "tuple that starts with one, or an object with .logits, .sentence_embedding or .last_hidden_state"
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _accepted(forward) -> frozenset[str]:
+    parameters = inspect.signature(forward).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that the model's `forward` names, labels aside; empty when it names none of them."""
+    accepted = _accepted(type(model).forward)
+    return {name: value for name, value in batch.items() if name in accepted and name not in TARGETS}
+
+
+def call(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """Run a model on a batch: by keyword where its `forward` names the batch's keys, else its first entry by position.
+
+    A `forward(features)` that takes the mapping itself (sentence-transformers) gets the mapping.
+    """
+    inputs = model_inputs(model, batch)
+    if inputs:
+        return model(**inputs)
+    entries = {name: value for name, value in batch.items() if name not in TARGETS}
+    if not entries:
+        raise UsageError(f"the batch has no model inputs, only {sorted(batch)}")
+    if (
+        list(inspect.signature(type(model).forward).parameters)[1:2] in (["features"], ["input"])
+        and "input_ids" in batch
+    ):
+        return model(dict(entries))
+    return model(next(iter(entries.values())))
+
+
+def match_paths(model: nn.Module, pattern: str) -> list[str]:
+    """The module paths that a pattern with `*` names, in model order. Raises UsageError, with near names, for none."""
+    paths = [path for path, _ in model.named_modules() if path]
+    found = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+    if not found:
+        raise UsageError(f"no module is named {pattern!r} in {type(model).__name__}. {did_you_mean(pattern, paths)}")
+    return found
+
+
+class Tap:
+    """Run a model and keep the named signals.
+
+    with Tap(model, {"logits", "layer3"}) as tap:
+        signals = tap(batch)
+
+    Hooks exist only inside the `with` block and are removed whatever happens. An asterisk in a name captures every
+    match, each under its own path.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]):
+        self.model = model
+        self.names = frozenset(names)
+        self._captured: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Tap:
+        modules = dict(self.model.named_modules())
+        for name in sorted(self.names - {LOGITS}):
+            pattern, _, side = name.partition(":")
+            if side not in ("", "input", "output"):
+                self.__exit__()
+                raise UsageError(f"signal {name!r}: after the colon only 'input' or 'output' is allowed")
+            for path in match_paths(self.model, pattern):
+                key = path + (f":{side}" if side else "")
+                self._handles.append(self._hook(modules[path], key, side))
+        return self
+
+    def _hook(self, module: nn.Module, key: str, side: str):
+        if side == "input":
+
+            def before(_, args, kwargs):
+                self._captured[key] = first_tensor(args if args else next(iter(kwargs.values())))
+
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(_, __, output):
+            self._captured[key] = first_tensor(output)
+
+        return module.register_forward_hook(after)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Signals:
+        self._captured = {}
+        output = call(self.model, batch)
+        captured, self._captured = self._captured, {}
+        if LOGITS in self.names:
+            captured[LOGITS] = first_tensor(output)
+        return Signals(captured)
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def capture(model: nn.Module, batch: Mapping[str, Any], names: Iterable[str] = (LOGITS,)) -> Signals:
+    """One tapped forward pass."""
+    with Tap(model, names) as tap:
+        return tap(batch)
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The batch with its tensors on a device."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
