@@ -106,7 +106,9 @@ def _source(source: ModelSource | None, seed: int, where: str, trust: tuple[str,
         return None
     _check_model(source.model, f"{where}.model", trust)
     train = training_config(source.train, f"{where}.train") if source.train is not None else None
-    objective = vocabulary.objective(source.objective, f"{where}.objective", trust) if source.objective is not None else None
+    objective = (
+        vocabulary.objective(source.objective, f"{where}.objective", trust) if source.objective is not None else None
+    )
     own = source.seed if source.seed is not None else seed
     return Source(source.model_dump(exclude={"seed"}, exclude_none=True), source.model, train, objective, own)
 
@@ -115,7 +117,9 @@ def _check_model(spec: Any, where: str, trust: tuple[str, ...]) -> None:
     if isinstance(spec, Mapping) and "path" in spec and "class" not in spec:
         extra = set(spec) - {"path"}
         if extra:
-            raise UsageError(f"{where}: {sorted(extra)[0]!r} is not allowed beside 'path'; name a class, or only a path")
+            raise UsageError(
+                f"{where}: {sorted(extra)[0]!r} is not allowed beside 'path'; name a class, or only a path"
+            )
         return
     name = spec if isinstance(spec, str) else spec.get("class") if isinstance(spec, Mapping) else None
     if not isinstance(name, str):
@@ -164,7 +168,18 @@ def from_python(
     if budget is not None:
         spec["budget"] = {k: v for k, v in vocabulary.describe(limits).items() if k != "class"}
     return Job(
-        name, seed, task, sources["teacher"], sources["student"], parsed, baseline, limits, tuple(export), measure, (), spec
+        name,
+        seed,
+        task,
+        sources["teacher"],
+        sources["student"],
+        parsed,
+        baseline,
+        limits,
+        tuple(export),
+        measure,
+        (),
+        spec,
     )
 
 
