@@ -15,6 +15,7 @@ that was cut off at any moment and ends with the same weights; a changed recipe 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from torch import nn
 
 from limbeck import artifact
 from limbeck.budget import Budget
-from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck.errors import DataError, UsageError
 from limbeck.files import digest, locked, write_text
 from limbeck.jobs import Job, Source, from_python, from_recipe
 from limbeck.plan import apply
@@ -178,7 +179,8 @@ class _Run:
         stage = Stage(name, key, folder)
         if not artifact.is_artifact(folder):
             model, history = make(self.out / "work" / folder.name)
-            artifact.save(model, folder, extra_json={"history.json": history} if history else {})
+            extra = {"history.json": json.dumps(history, allow_nan=False).encode()} if history else {}
+            artifact.save(model, folder, extra_files=extra)
         return stage
 
     def _teacher(self) -> Stage | None:
@@ -306,6 +308,3 @@ def _as_yaml(spec: Mapping[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=110)
-
-
-__all__ = ["ArtifactError", "Result", "compress", "execute", "run_recipe", "store_folder"]
