@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from limbeck.errors import UsageError, did_you_mean
 
 LOGITS = "logits"
-TARGETS = ("labels", "index", "sample_weight")  # batch keys that describe the example and are never model inputs
+TARGETS = ("labels", "index", "sample_weight", "epoch")  # batch keys that describe the examples; never model inputs
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,19 @@ class Tap:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Tap:
-        modules = dict(self.model.named_modules())
-        for name in sorted(self.names - {LOGITS}):
+        inner = sorted(self.names - {LOGITS})
+        modules = dict(self.model.named_modules()) if inner else {}
+        for name in inner:
             pattern, _, side = name.partition(":")
             if side not in ("", "input", "output"):
                 self.__exit__()
                 raise UsageError(f"signal {name!r}: after the colon only 'input' or 'output' is allowed")
-            for path in match_paths(self.model, pattern):
+            try:
+                paths = match_paths(self.model, pattern)
+            except UsageError:
+                self.__exit__()  # a later name is wrong: take the earlier hooks off again
+                raise
+            for path in paths:
                 key = path + (f":{side}" if side else "")
                 self._handles.append(self._hook(modules[path], key, side))
         return self

@@ -23,6 +23,23 @@ class Teacher(Protocol):
         """Move to a device."""
         ...
 
-    def after_step(self, student: nn.Module, step: int) -> None:
-        """Called after every optimizer step; an EMA or snapshot teacher follows the student here."""
+    def start(self, student: nn.Module) -> None:
+        """Called once before the first step, also of a resumed run and before `modules`; an EMA copies the student here."""
         ...
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        """Called after every optimizer step with the number of steps done (from 1); an EMA follows the student here."""
+        ...
+
+
+class Unchanging:
+    """A teacher that neither looks at the student nor has state of its own to save."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {}
+
+    def start(self, student: nn.Module) -> None:
+        pass
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        pass
