@@ -27,6 +27,12 @@ from limbeck.training.checkpoints import (
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+    """A killed process loses nothing that is only in the system's cache, and disks are slow."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 class Stopped(Exception):
     pass
 
