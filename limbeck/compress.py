@@ -36,8 +36,9 @@ from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, CachedTeacher, FrozenTeacher, build_cache
-from limbeck.training import Distil, Supervised, Trainer, seed_for
+from limbeck.teachers import AveragedTeacher, FrozenTeacher
+from limbeck.training import Distil, Supervised, Trainer
+from limbeck.training.randomness import derived_seed
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,9 @@ class _Run:
     def _train_source(self, source: Source, work: Path) -> tuple[nn.Module, dict[str, Any]]:
         model = source.build(self.job.trust, "teacher.model")
         trainer = Trainer(
-            source.train, work, seed=seed_for(source.seed, "teacher"), progress=self.progress, title="teacher"
+            source.train, work, seed=derived_seed(source.seed, "teacher"), progress=self.progress, title="teacher"
         )
-        history = trainer.run(Supervised(model, self.job.task, source.objective), self.job.task)
+        history = trainer.run(Supervised(model, source.objective or self.job.task), self.job.task)
         shutil.rmtree(work, ignore_errors=True)
         return model, history.to_json()
 
@@ -243,7 +244,7 @@ class _Run:
     def _train(
         self, step: Step, model: nn.Module, teacher: Stage | None, work: Path, seed_name: str
     ) -> tuple[nn.Module, dict[str, Any]]:
-        task, seed = self.job.task, seed_for(self.job.seed, seed_name)
+        task, seed = self.job.task, derived_seed(self.job.seed, seed_name)
         finish = None
         if isinstance(step, QuantizationAware):
             from limbeck.quantization import finish_qat, prepare_qat
@@ -252,7 +253,7 @@ class _Run:
             model, finish = prepare_qat(model, plan), finish_qat
         trainer = Trainer(step.train, work, seed=seed, progress=self.progress, title=step.name)
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
-            procedure = Supervised(model, task, step.objective)
+            procedure = Supervised(model, step.objective or task)
         else:
             procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
         history = trainer.run(procedure, task)
@@ -271,6 +272,8 @@ class _Run:
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
+        from limbeck.teachers import CachedTeacher, build_cache
+
         folder = build_cache(
             frozen,
             self.job.task,
