@@ -14,6 +14,7 @@ is ever unpickled, and no code outside `limbeck.models` is imported unless the c
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -343,14 +344,17 @@ def _write_folder(folder: Path, write) -> None:
         _flush(made)
         made.chmod(0o755)
         if folder.exists() and any(folder.iterdir()):
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
-            os.rename(folder, old)
-            try:
-                os.rename(made, folder)
-            except OSError:
-                os.rename(old, folder)
-                old = None
-                raise
+            if _exchange(made, folder):
+                old = made
+            else:
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
+                os.rename(folder, old)
+                try:
+                    os.rename(made, folder)
+                except OSError:
+                    os.rename(old, folder)
+                    old = None
+                    raise
         else:
             os.rename(made, folder)
         made = None
@@ -361,6 +365,16 @@ def _write_folder(folder: Path, write) -> None:
         for leftover in (made, old):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step, so that not even a kill finds none (Linux's renameat2); False where that is not known."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 def _flush(folder: Path) -> None:
