@@ -15,6 +15,7 @@ that was cut off at any moment and ends with the same weights; a changed recipe 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from torch import nn
 
 from limbeck import artifact
 from limbeck.budget import Budget
-from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck.errors import DataError, UsageError
 from limbeck.files import digest, locked, write_text
 from limbeck.jobs import Job, Source, from_python, from_recipe
 from limbeck.plan import apply
@@ -35,8 +36,9 @@ from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, CachedTeacher, FrozenTeacher, build_cache
-from limbeck.training import Distil, Supervised, Trainer, seed_for
+from limbeck.teachers import AveragedTeacher, FrozenTeacher
+from limbeck.training import Distil, Supervised, Trainer
+from limbeck.training.randomness import derived_seed
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class _Run:
         stage = Stage(name, key, folder)
         if not artifact.is_artifact(folder):
             model, history = make(self.out / "work" / folder.name)
-            artifact.save(model, folder, extra_json={"history.json": history} if history else {})
+            extra = {"history.json": json.dumps(history, allow_nan=False).encode()} if history else {}
+            artifact.save(model, folder, extra_files=extra)
         return stage
 
     def _teacher(self) -> Stage | None:
@@ -203,9 +206,9 @@ class _Run:
     def _train_source(self, source: Source, work: Path) -> tuple[nn.Module, dict[str, Any]]:
         model = source.build(self.job.trust, "teacher.model")
         trainer = Trainer(
-            source.train, work, seed=seed_for(source.seed, "teacher"), progress=self.progress, title="teacher"
+            source.train, work, seed=derived_seed(source.seed, "teacher"), progress=self.progress, title="teacher"
         )
-        history = trainer.run(Supervised(model, self.job.task, source.objective), self.job.task)
+        history = trainer.run(Supervised(model, source.objective or self.job.task), self.job.task)
         shutil.rmtree(work, ignore_errors=True)
         return model, history.to_json()
 
@@ -241,7 +244,7 @@ class _Run:
     def _train(
         self, step: Step, model: nn.Module, teacher: Stage | None, work: Path, seed_name: str
     ) -> tuple[nn.Module, dict[str, Any]]:
-        task, seed = self.job.task, seed_for(self.job.seed, seed_name)
+        task, seed = self.job.task, derived_seed(self.job.seed, seed_name)
         finish = None
         if isinstance(step, QuantizationAware):
             from limbeck.quantization import finish_qat, prepare_qat
@@ -250,7 +253,7 @@ class _Run:
             model, finish = prepare_qat(model, plan), finish_qat
         trainer = Trainer(step.train, work, seed=seed, progress=self.progress, title=step.name)
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
-            procedure = Supervised(model, task, step.objective)
+            procedure = Supervised(model, step.objective or task)
         else:
             procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
         history = trainer.run(procedure, task)
@@ -269,6 +272,8 @@ class _Run:
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
+        from limbeck.teachers import CachedTeacher, build_cache
+
         folder = build_cache(
             frozen,
             self.job.task,
@@ -306,6 +311,3 @@ def _as_yaml(spec: Mapping[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=110)
-
-
-__all__ = ["ArtifactError", "Result", "compress", "execute", "run_recipe", "store_folder"]

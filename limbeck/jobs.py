@@ -18,7 +18,8 @@ from limbeck.budget import Budget
 from limbeck.errors import UsageError
 from limbeck.recipe import Measure, ModelSource, Recipe
 from limbeck.steps import Distill, Step, describe_step, parse_step, training_config
-from limbeck.training import TrainingConfig, seed_for
+from limbeck.training import TrainingConfig
+from limbeck.training.randomness import derived_seed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Source:
 
             return load(self.model["path"], trust=trust)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.seed, "model"))
+            torch.manual_seed(derived_seed(self.seed, "model"))
             made = vocabulary.construct(self.model, "model", where, trust)
         if not isinstance(made, nn.Module):
             raise UsageError(f"{where}: {self.model!r} made {type(made).__name__}, not a model")

@@ -54,6 +54,18 @@ def half_squared_norm(x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (precise(x) - precise(y)).square().sum(dim=-1)
 
 
+def normalized(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, in float32; a zero vector stays zero."""
+    return F.normalize(precise(x), dim=-1)
+
+
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     """1 - <x, y> / (|x| |y|) over the last axis of (..., D); returns (...), between 0 and 2."""
     return 1 - F.cosine_similarity(precise(x), precise(y), dim=-1)
+
+
+def cosine_similarities(x: Tensor) -> Tensor:
+    """The matrix of cosines between the rows of (B, D): (B, B), float32 also inside autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = normalized(x)
+        return x @ x.transpose(0, 1)

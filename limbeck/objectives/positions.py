@@ -1,6 +1,6 @@
 """Which positions of a batch count, and the mean over them.
 
-A position is an example (B,), or a token of a sequence (B, L). Padding (`attention_mask` 0), ignored labels (-100) and
+A position is an example (B,), a token of a sequence (B, L) or a place in a map (B, H, W). Padding (`attention_mask` 0), ignored labels (-100) and
 examples of weight 0 contribute nothing, neither to the value nor to the gradient, whatever the model put there (NaN too).
 """
 
@@ -25,10 +25,11 @@ def precise(x: Tensor) -> Tensor:
 def weights(
     batch: Mapping[str, Any], shape: torch.Size | tuple[int, ...], labels: bool = True, ignore_index: int = IGNORED
 ) -> Tensor | None:
-    """The weight of each position, of shape `shape` ((B,) or (B, L)), float32; None when all count the same.
+    """The weight of each position, of shape `shape` ((B,), (B, L) or (B, H, W)), float32; None when all count the same.
 
-    The product of `attention_mask` where it has this shape, of `labels != ignore_index` where they are whole numbers of
-    this shape and `labels` is true, and of `sample_weight` (B,). Raises UsageError for a mask or a weight that does not fit.
+    The product of `attention_mask` (of tokens (B, L), and of pairs of tokens (B, L, L) such as attention maps, where both
+    must be attended), of `labels != ignore_index` where they are whole numbers of this shape and `labels` is true, and of
+    `sample_weight` (B,). Raises UsageError for a mask or a weight that does not fit.
     """
     shape, found = tuple(shape), None
     mask, target, weight = (batch.get(name) for name in ("attention_mask", "labels", "sample_weight"))
@@ -39,6 +40,8 @@ def weights(
                 "both must be (batch, length)"
             )
         found = (mask != 0).float()
+    if mask is not None and len(shape) == 3 and shape == (*mask.shape, mask.shape[-1]):
+        found = ((mask != 0).unsqueeze(1) & (mask != 0).unsqueeze(2)).float()
     if labels and isinstance(target, Tensor) and not target.is_floating_point() and tuple(target.shape) == shape:
         counted = (target != ignore_index).float()
         found = counted if found is None else found * counted

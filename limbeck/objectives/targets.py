@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,19 +10,8 @@ from torch import Tensor
 from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
+from limbeck.objectives.checks import require_choice, require_classes, require_positive
 from limbeck.signals import LOGITS, Reads, Signals
-
-
-def require_positive(owner: object, name: str, value: float) -> None:
-    """Refuse a setting that must be a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise UsageError(f"{type(owner).__name__}: {name}={value!r} must be a positive finite number")
-
-
-def require_choice(owner: object, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of the allowed words."""
-    if value not in allowed:
-        raise UsageError(f"{type(owner).__name__}: {name}={value!r} is unknown; allowed: {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -158,10 +146,15 @@ class SoftTargets(TeacherTargets):
         return self.temperature**2 * divergences.kl_divergence(log_p, log_q)
 
 
-def require_classes(objective: Objective, logits: Tensor) -> None:
-    """Refuse outputs without at least two classes in the last axis."""
-    if logits.dim() < 2 or logits.shape[-1] < 2:
-        raise UsageError(
-            f"{objective.name}: logits of shape {tuple(logits.shape)}; they must be (batch, classes) or (batch, length, "
-            "classes) with at least two classes"
-        )
+@dataclass(frozen=True)
+class MeanSquaredError(TeacherTargets):
+    """Regression of the teacher's logits, before the softmax.
+
+    L = mean over positions of 1/C sum_i (z_s,i - z_t,i)^2
+
+    Shapes: logits (B, C) or (B, L, C). Source: Ba and Caruana, "Do Deep Nets Really Need to be Deep?", 2014, eq. 1.
+    Deviation: the paper has half the sum over classes; this is 2 / C of it, so that the weight does not depend on C.
+    """
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return divergences.mean_squared_error(student, teacher)
