@@ -2,7 +2,6 @@
 
 from limbeck.report.page import page, write_page
 from limbeck.report.report import Report, Stage, now, pareto
-from limbeck.report.stages import stage_of_model, stage_of_onnx
 from limbeck.report.terminal import stage_table
 
-__all__ = ["Report", "Stage", "now", "page", "pareto", "stage_of_model", "stage_of_onnx", "stage_table", "write_page"]
+__all__ = ["Report", "Stage", "now", "page", "pareto", "stage_table", "write_page"]

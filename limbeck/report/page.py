@@ -32,7 +32,7 @@ SECTIONS = (
 
 def page(report: Mapping[str, Any] | Report) -> str:
     """The whole page as a string. Raises ArtifactError for a report that is not one."""
-    report = report if isinstance(report, Report) else Report.from_json(dict(report))
+    report = Report.of(report)
     made = [(anchor, words, draw(report)) for anchor, words, draw in SECTIONS]
     made = [(anchor, words, body) for anchor, words, body in made if body]
     links = (element("a", text(words), href=f"#{anchor}") for anchor, words, _ in made)

@@ -11,7 +11,7 @@ from limbeck.report.charts import Curve, curves, reliability_diagram, tradeoff
 from limbeck.report.layers import layers
 from limbeck.report.report import Report, Stage
 from limbeck.report.svg import element, text
-from limbeck.report.words import change, exact, quantity, shown, spread, title
+from limbeck.report.words import PERCENT, change, exact, quantity, shown, spread, title
 
 __all__ = [
     "budget", "environment", "exports", "headline", "layers", "measured", "recipe", "reliability", "stages", "tradeoffs", "training",
@@ -295,11 +295,14 @@ def budget(report: Report) -> str:
 
 
 def _known(report: Report, limit: str) -> tuple[str, str]:
-    """(name, unit) by which a limit's numbers are written."""
+    """(name, unit) by which a limit's numbers are written; a drop given in percent is written in percent."""
+    name = {"memory": "peak_memory"}.get(limit, limit)
     for stage in report.stages:
-        if limit in stage.measurements:
-            return limit, stage.measurements[limit].unit
-    return ("accuracy", "") if limit == "drop" else (limit, "")
+        if name in stage.measurements:
+            return name, stage.measurements[name].unit
+    asked = report.recipe.get("budget")
+    in_percent = isinstance(asked, dict) and str(asked.get("drop", "")).strip().endswith("%")
+    return ("accuracy" if in_percent or report.metric in PERCENT else limit, "")
 
 
 def exports(report: Report) -> str:

@@ -19,6 +19,7 @@ TITLES = {
     "throughput": "Throughput",
     "peak_memory": "Peak memory",
     "drop": "Quality drop",
+    "memory": "Peak memory",
 }
 PERCENT = ("accuracy", "calibration_error")
 LESS = {"bytes": "smaller", "latency": "faster"}
