@@ -258,7 +258,7 @@ class _Run:
             procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
         history = trainer.run(procedure, task)
         if finish is not None:
-            model, plan = finish(model)
+            model, plan = finish(model, task)
             model = apply(model, plan)
         return model, history.to_json()
 
