@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,12 +127,15 @@ class Tap:
         signals = tap(batch)
 
     Hooks exist only inside the `with` block and are removed whatever happens. An asterisk in a name captures every
-    match, each under its own path.
+    match, each under its own path. With `visit`, every module signal goes to visit(name, tensor) at each call of its
+    module instead of being kept (a module that runs several times in one pass is seen every time); what holds no
+    tensor is skipped.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
+    def __init__(self, model: nn.Module, names: Iterable[str], visit: Callable[[str, Tensor], None] | None = None):
         self.model = model
         self.names = frozenset(names)
+        self._visit = visit
         self._captured: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
@@ -158,14 +161,24 @@ class Tap:
         if side == "input":
 
             def before(_, args, kwargs):
-                self._captured[key] = first_tensor(args if args else next(iter(kwargs.values())))
+                self._keep(key, args if args else next(iter(kwargs.values())))
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_, __, output):
-            self._captured[key] = first_tensor(output)
+            self._keep(key, output)
 
         return module.register_forward_hook(after)
+
+    def _keep(self, key: str, value: Any) -> None:
+        if self._visit is None:
+            self._captured[key] = first_tensor(value)
+            return
+        try:
+            tensor = first_tensor(value)
+        except UsageError:
+            return
+        self._visit(key, tensor)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         self._captured = {}

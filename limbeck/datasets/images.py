@@ -1,0 +1,79 @@
+"""Images as uint8 tensors, and their augmentation over whole batches."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.errors import DataError
+
+
+def decode(dataset: Any, column: str, where: str, size: int | None = None, channels: int | None = None) -> Tensor:
+    """Decode a column of images into one uint8 tensor (N, C, H, W).
+
+    size: resize to size x size (bilinear); without it all images must have one size. channels: 1 or 3; by default that
+    of the first image, where any colour format counts as 3. Raises DataError for anything that is not an image.
+    """
+    import datasets
+    from PIL import Image
+
+    if not isinstance(dataset.features[column], datasets.Image):
+        try:
+            dataset = dataset.cast_column(column, datasets.Image())
+        except Exception as error:
+            raise DataError(f"{where}: column {column!r} does not hold images: {error}") from error
+    cells = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False)).with_format("arrow")
+    made: np.ndarray | None = None
+    for row, cell in enumerate(value for chunk in cells.iter(1000) for value in chunk[column].to_pylist()):
+        try:
+            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+            channels = channels or (1 if image.mode in ("1", "L", "I", "I;16", "F") else 3)
+            image = image.convert("L" if channels == 1 else "RGB")
+        except (OSError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: row {row} of column {column!r} is not an image: {error}") from error
+        if size is not None and image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image).reshape(image.size[1], image.size[0], channels)
+        if made is None:
+            made = np.empty((len(dataset), *pixels.shape), np.uint8)
+        if pixels.shape != made.shape[1:]:
+            raise DataError(
+                f"{where}: row {row} is an image of {image.size[0]}x{image.size[1]} pixels, the first is of "
+                f"{made.shape[2]}x{made.shape[1]}. Set size to resize them all"
+            )
+        made[row] = pixels
+    if made is None:
+        raise DataError(f"{where} is empty")
+    return torch.from_numpy(made).permute(0, 3, 1, 2).contiguous()
+
+
+def channel_statistics(images: Tensor, scale: float = 255.0) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images (N, C, H, W) / scale; exact, from histograms."""
+    values = torch.arange(256, dtype=torch.float64) / scale
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].flatten(), minlength=256).double() / images[:, channel].numel()
+        mean = (share * values).sum()
+        means.append(round(mean.item(), 6))
+        deviations.append(round(max((share * (values - mean) ** 2).sum().sqrt().item(), 1e-6), 6))
+    return tuple(means), tuple(deviations)
+
+
+def shift_and_flip(images: Tensor, padding: int, flip: bool, draws: torch.Generator) -> Tensor:
+    """Random crops of images padded with `padding` zeros on every side, and horizontal flips with probability 1/2.
+
+    Shapes: images (B, C, H, W) of any type; returns the same. Every image draws its own offsets, uniform in 0..2 padding.
+    """
+    count, _, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=draws)
+    mirrored = (torch.rand(count, generator=draws) < 0.5) & flip
+    rows = top[:, None] + torch.arange(height)
+    across = torch.arange(width).expand(count, width)
+    columns = left[:, None] + torch.where(mirrored[:, None], across.flip(1), across)
+    padded = torch.nn.functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    picked = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,130 @@
+"""Image classification on scikit-learn's digits, CIFAR, MNIST or any data set with an image and a label column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
+from limbeck.datasets.labels import class_labels
+from limbeck.datasets.load import column, load_splits
+from limbeck.datasets.split import holdout
+from limbeck.errors import DataError, UsageError
+from limbeck.tasks.base import Classification
+
+# data set -> (crop padding, flip): what may change without changing the class
+AUGMENTATION = {"digits": (1, False), "mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True)}
+
+
+class ImageClassification(Classification):
+    """Images in memory as uint8; normalized, and augmented where asked, one whole batch at a time.
+
+    dataset: "digits" (scikit-learn's 1797 grey 8x8 digits, no download; a fixed stratified 70/10/20 % split), or a name
+        or folder that `limbeck.datasets.load` finds: "cifar10", "cifar100", "mnist", one's own.
+    config, splits: see `limbeck.datasets.load`. image, label: column names, where they are not clear.
+    holdout: the share of train, stratified and fixed, that becomes validation where the data set has none.
+    size: resize all images to size x size. channels: 1 or 3. By default both are the images' own.
+    mean, std: per channel, of pixels in 0..1. By default those of the train split.
+    crop: zero padding around random crops, flip: mirror half of the images; used when batches are augmented. The
+        defaults are 4 and true for CIFAR, 1 and false for digits, 2 and false for MNIST, 0 and false for anything else.
+
+    Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
+    """
+
+    name = "image_classification"
+    inputs = ("pixel_values",)
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        *,
+        config: str | None = None,
+        splits: Mapping[str, str] | None = None,
+        image: str | None = None,
+        label: str | None = None,
+        holdout: float = 0.1,
+        size: int | None = None,
+        channels: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop: int | None = None,
+        flip: bool | None = None,
+    ):
+        self.dataset = dataset
+        preset = AUGMENTATION.get(Path(dataset).name, (0, False))
+        self.crop = preset[0] if crop is None else crop
+        self.flip = preset[1] if flip is None else flip
+        if not isinstance(self.crop, int) or self.crop < 0:
+            raise UsageError(f"crop must be a whole number of pixels, 0 or more, not {crop!r}")
+        if channels not in (None, 1, 3):
+            raise UsageError(f"channels must be 1 or 3, not {channels!r}")
+        if (mean is None) != (std is None):
+            raise UsageError("give both mean and std, or neither")
+        self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
+        self._scale = 255.0
+        if dataset == "digits":
+            self._load_digits()
+        else:
+            self._load(config, splits, image, label, holdout, size, channels)
+        train = self._data["train"][0]
+        self.channels, self.height, self.width = train.shape[1:]
+        self.mean, self.std = channel_statistics(train, self._scale) if mean is None else (tuple(mean), tuple(std))
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise UsageError(f"mean and std need {self.channels} values, std above 0, not {mean!r} and {std!r}")
+
+    def _load_digits(self) -> None:
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        images = torch.from_numpy(found.images).to(torch.uint8)[:, None]
+        labels = torch.from_numpy(found.target).long()
+        self._scale = 16.0
+        self.classes = tuple(str(digit) for digit in range(10))
+        rest, test = holdout(labels.tolist(), 0.2, "digits test")
+        kept, validation = holdout(labels[rest].tolist(), 0.125, "digits validation")
+        rest = torch.tensor(rest)
+        positions = {"train": rest[kept], "validation": rest[validation], "test": torch.tensor(test)}
+        self._data = {split: (images[at], labels[at]) for split, at in positions.items()}
+
+    def _load(self, config, splits, image, label, share, size, channels) -> None:
+        found = load_splits(self.dataset, config, splits)
+        usual = ("fine_label",) if Path(self.dataset).name == "cifar100" else ("label", "labels")
+        image = column(found["train"], self.dataset, "image", image, ("image", "img"), "Image")
+        label = column(found["train"], self.dataset, "label", label, usual, "ClassLabel")
+        self.classes, labels = class_labels(found, self.dataset, label)
+        self._data = {}
+        for split, rows in found.items():
+            pixels = decode(rows, image, f"split {split!r} of data set {self.dataset!r}", size, channels)
+            self._data[split] = (pixels, labels[split])
+            channels, expected = pixels.shape[1], self._data["train"][0].shape
+            if pixels.shape[1:] != expected[1:]:
+                raise DataError(
+                    f"data set {self.dataset!r}: images of split {split!r} are {pixels.shape[3]}x{pixels.shape[2]} "
+                    f"pixels, those of train {expected[3]}x{expected[2]}. Set size to resize them all"
+                )
+        if "validation" not in self._data:
+            pixels, classes = self._data["train"]
+            kept, held = holdout(classes.tolist(), share, "validation")
+            self._data |= {"train": (pixels[kept], classes[kept]), "validation": (pixels[held], classes[held])}
+
+    def size(self, split: str) -> int:
+        self._check_split(split)
+        return len(self._data[split][1])
+
+    def _examples(self, split: str, index: Tensor, augment: torch.Generator | None) -> dict[str, Tensor]:
+        images, labels = self._data[split]
+        images = images[index]
+        if augment is not None and (self.crop or self.flip):
+            images = shift_and_flip(images, self.crop, self.flip, augment)
+        mean = torch.tensor(self.mean).reshape(-1, 1, 1)
+        std = torch.tensor(self.std).reshape(-1, 1, 1)
+        return {"pixel_values": images.float().div_(self._scale).sub_(mean).div_(std), "labels": labels[index]}
+
+    def _content(self) -> Iterator[Any]:
+        yield {"task": self.name, "mean": self.mean, "std": self.std, "scale": self._scale, "classes": self.classes}
+        for split in self.splits():
+            yield from (split, *self._data[split])
