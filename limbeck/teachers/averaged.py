@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import UsageError
+from limbeck.files import digest
 from limbeck.signals import Signals
 from limbeck.teachers.frozen import FrozenTeacher
 
@@ -21,6 +22,8 @@ class AveragedTeacher:
     start is forgotten. Floating-point buffers (batch-norm statistics) are averaged too; whole numbers are copied.
     Source: Tarvainen and Valpola, "Mean teachers are better role models", 2017, eq. 2 and appendix B.
     """
+
+    changes = True
 
     def __init__(self, decay: float = 0.999, warmup: bool = True):
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
@@ -46,7 +49,7 @@ class AveragedTeacher:
 
     @torch.no_grad()
     def after_step(self, student: nn.Module, step: int) -> None:
-        """Move the average towards the student; `step` counts the optimizer steps done, from 1."""
+        """Move the average towards the student; `step` is the number of the step that was done."""
         decay = min(self.decay, 1 - 1 / (step + 1)) if self.warmup else self.decay
         own, theirs = _tensors(self.average), _tensors(student)
         if own.keys() != theirs.keys():
@@ -62,6 +65,9 @@ class AveragedTeacher:
 
     def modules(self) -> dict[str, nn.Module]:
         return {"average": self.average}
+
+    def digest(self) -> str:
+        return digest({"kind": "averaged", "decay": self.decay, "warmup": self.warmup})
 
     def to(self, device: Any) -> None:
         if self._average is not None:

@@ -13,6 +13,8 @@ from limbeck.signals import Signals
 class Teacher(Protocol):
     """Yields Signals for a batch, without gradient, and computes only the names that were asked for."""
 
+    changes: bool  # whether its answers change while it teaches
+
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals: ...
 
     def modules(self) -> dict[str, nn.Module]:
@@ -28,12 +30,18 @@ class Teacher(Protocol):
         ...
 
     def after_step(self, student: nn.Module, step: int) -> None:
-        """Called after every optimizer step with the number of steps done (from 1); an EMA follows the student here."""
+        """Called after every optimizer step with its number; an EMA follows the student here."""
+        ...
+
+    def digest(self) -> str:
+        """Tells it from other teachers: by its answers, or by its settings when it changes."""
         ...
 
 
 class Unchanging:
     """A teacher that neither looks at the student nor has state of its own to save."""
+
+    changes = False
 
     def modules(self) -> dict[str, nn.Module]:
         return {}

@@ -37,6 +37,10 @@ class EnsembleTeacher:
             )
         self.weights = tuple(w / math.fsum(weights) for w in weights)
 
+    @property
+    def changes(self) -> bool:
+        return any(teacher.changes for teacher in self.teachers)
+
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
         wanted = [set() for _ in self.teachers]
         for name in names - {LOGITS}:
@@ -86,13 +90,4 @@ class EnsembleTeacher:
             teacher.to(device)
 
     def digest(self) -> str:
-        """Names this ensemble's answers. Raises UsageError when a member changes while it teaches."""
-        return digest({"kind": "ensemble", "members": [digest_of(t) for t in self.teachers], "weights": self.weights})
-
-
-def digest_of(teacher: Teacher) -> str:
-    """The digest of a teacher that never changes. Raises UsageError for one that does, such as an average."""
-    own = getattr(teacher, "digest", None)
-    if own is None:
-        raise UsageError(f"{type(teacher).__name__} changes during training or has no digest(), so it cannot be cached")
-    return own()
+        return digest({"kind": "ensemble", "members": [t.digest() for t in self.teachers], "weights": self.weights})
