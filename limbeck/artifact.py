@@ -14,7 +14,6 @@ is ever unpickled, and no code outside `limbeck.models` is imported unless the c
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from limbeck import manifest
 from limbeck.build import Factory, Lineage, lineage, with_lineage
 from limbeck.card import model_card
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
+from limbeck.folders import replacing_folder
 from limbeck.plan import Plan
 from limbeck.weights import Description, collect, empty_model, fill, weights_digest
 
@@ -98,16 +98,17 @@ def save(
     _check_extra(extra)
     texts[CARD] = card if card is not None else model_card(past, tensors, report, exports=sorted(extra))
 
-    def write(at: Path) -> None:
-        safetensors.torch.save_file(tensors, at / WEIGHTS, metadata={"format": "pt"})
-        (at / WEIGHTS).chmod(0o644)
-        for name, text in texts.items():
-            (at / name).write_text(text, encoding="utf-8")
-        for name, source in extra.items():
-            _copy(source, at / name)
-        manifest.write(at, [WEIGHTS, *texts, *extra])
-
-    _write_folder(folder, write)
+    try:
+        with replacing_folder(folder) as at:
+            safetensors.torch.save_file(tensors, at / WEIGHTS, metadata={"format": "pt"})
+            (at / WEIGHTS).chmod(0o644)
+            for name, text in texts.items():
+                (at / name).write_text(text, encoding="utf-8")
+            for name, source in extra.items():
+                _copy(source, at / name)
+            manifest.write(at, [WEIGHTS, *texts, *extra])
+    except SafetensorError as error:
+        raise LimbeckError(f"cannot write {folder / WEIGHTS}: {error}. Nothing was changed there.") from error
     return folder
 
 
@@ -315,57 +316,3 @@ def _check_replaceable(folder: Path) -> None:
             f"{folder} holds files that are not part of the artifact ({', '.join(foreign[:5])}) and would be lost. "
             "Move them or choose another folder."
         )
-
-
-def _write_folder(folder: Path, write) -> None:
-    """Let `write` fill a temporary folder beside `folder`, flush it and rename it into place; on failure change nothing."""
-    made: Path | None = None
-    old: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
-        write(made)
-        _flush(made)
-        made.chmod(0o755)
-        if folder.exists() and any(folder.iterdir()):
-            if _exchange(made, folder):
-                old = made
-            else:
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
-                os.rename(folder, old)
-                try:
-                    os.rename(made, folder)
-                except OSError:
-                    os.rename(old, folder)
-                    old = None
-                    raise
-        else:
-            os.rename(made, folder)
-        made = None
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise LimbeckError(f"cannot write {folder}: {reason}. Nothing was changed there.") from error
-    finally:
-        for leftover in (made, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders in one step, so that not even a kill finds none (Linux's renameat2); False where that is not known."""
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return swap(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
-
-
-def _flush(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for path in [*(Path(root) / name for name in names), Path(root)]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import artifact, manifest
+from limbeck import artifact, folders, manifest
 from limbeck.artifact import load, save
 from limbeck.build import Factory, lineage, with_lineage
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
@@ -283,7 +283,7 @@ def test_an_artifact_is_replaced_whole_and_nothing_else_is(tmp_path):
 
 
 def test_an_artifact_is_replaced_where_folders_cannot_be_swapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
+    monkeypatch.setattr(folders, "exchange", lambda *_: False)
     save(conv(), tmp_path / "a")
     same(tied(), tmp_path / "a", TOKENS)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -297,14 +297,14 @@ def test_a_failure_while_writing_leaves_the_old_artifact(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (artifact, "_flush")):
+    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (folders, "flush")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(LimbeckError, match="No space left on device"):
                 save(tied(), folder)
     renames = iter([os.rename, full, os.rename])
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "_exchange", lambda *_: False)
+        patch.setattr(folders, "exchange", lambda *_: False)
         patch.setattr(os, "rename", lambda *a: next(renames)(*a))
         with pytest.raises(LimbeckError, match="No space left"):
             save(tied(), folder)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ExportError, LimbeckError, UsageError, did_you_mean, require
-from limbeck.export.runtime import OnnxModel, _first_line
+from limbeck.export.runtime import OnnxModel, first_line
 from limbeck.signals import TARGETS, call, first_tensor, model_inputs
 
 OPSET = 20
@@ -243,7 +243,7 @@ def write_float(
         raise
     except Exception as error:
         raise ExportError(
-            f"torch cannot trace {type(model).__name__} into an ONNX graph: {type(error).__name__}: {_first_line(error)}"
+            f"torch cannot trace {type(model).__name__} into an ONNX graph: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not large:
         _strip(path)
@@ -323,7 +323,7 @@ def _verify(
         onnx.checker.check_model(str(file))
         runner = OnnxModel(file, threads=1)
     except (LimbeckError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"the exported graph is not valid: {_first_line(error)}") from error
+        raise ExportError(f"the exported graph is not valid: {first_line(error)}") from error
     worst, checks = 0.0, 0
     for batch in _variants(example, dynamic):
         with torch.no_grad():
