@@ -36,7 +36,7 @@ from limbeck.folders import replacing_folder
 from limbeck.plan import Plan
 from limbeck.weights import Description, collect, empty_model, fill, weights_digest
 
-__all__ = ["add_files", "info", "is_artifact", "load", "read_report", "save", "weights_digest"]
+__all__ = ["add_files", "copy", "info", "is_artifact", "load", "read_report", "save", "weights_digest"]
 
 WEIGHTS, ARCHITECTURE, RECIPE, REPORT, CARD = (
     "model.safetensors",
@@ -64,7 +64,7 @@ def save(
 
     model        carries its lineage when Limbeck built or loaded it; for any other, give `factory` (and `plans` applied since)
     recipe       the recipe as plain JSON or as YAML text; report: as in docs/architecture.md; card: replaces the model card
-    extra_files  {name inside the artifact, e.g. "exports/model.onnx": a file to copy, or bytes}
+    extra_files  {name inside the artifact, e.g. "exports/model.onnx": a file or a folder to copy, or bytes}
 
     The artifact is made beside `folder` and renamed; an artifact that is already there is replaced. Raises UsageError when
     `folder` is anything else, or the model has no lineage; ArtifactError when its lineage does not rebuild it; LimbeckError
@@ -94,8 +94,7 @@ def save(
         texts[RECIPE] = recipe if isinstance(recipe, str) else _yaml(recipe)
     if report is not None:
         texts[REPORT] = _text(report, "the report")
-    extra = dict(extra_files or {})
-    _check_extra(extra)
+    extra = _expand(extra_files)
     texts[CARD] = card if card is not None else model_card(past, tensors, report, exports=sorted(extra))
 
     try:
@@ -194,16 +193,28 @@ def add_files(folder: Path | str, files: Mapping[str, Path | str | bytes]) -> No
     listing = manifest.read(folder)
     for name in listing["files"]:
         manifest.verified(folder, name, listing)
-    _check_extra(files)
+    added = _expand(files)
     try:
-        for name, source in files.items():
+        for name, source in added.items():
             for parent in [folder / name, *(folder / name).parents]:
                 if parent != folder and folder in parent.parents and parent.is_symlink():
                     raise ArtifactError(f"{name} in {folder} lies behind a symbolic link; remove it")
             _copy(source, folder / name)
     except OSError as error:
         raise LimbeckError(f"cannot write into {folder}: {error.strerror or error}") from error
-    manifest.write(folder, {*listing["files"], *files})
+    manifest.write(folder, {*listing["files"], *added})
+
+
+def copy(folder: Path | str, to: Path | str) -> Path:
+    """Copy a sound artifact, whole or not at all, under the rules of `save` for what may be replaced; returns `to`."""
+    folder, to = Path(folder), Path(to)
+    listing = manifest.read(folder)
+    paths = {name: manifest.verified(folder, name, listing) for name in listing["files"]}
+    _check_replaceable(to)
+    with replacing_folder(to) as at:
+        for name, path in {**paths, manifest.NAME: folder / manifest.NAME}.items():
+            _copy(path, at / name)
+    return to
 
 
 def is_artifact(folder: Path | str) -> bool:
@@ -272,16 +283,27 @@ def _yaml(value: Mapping[str, Any]) -> str:
         raise UsageError(f"the recipe must be plain values: {error}") from error
 
 
-def _check_extra(files: Mapping[str, Path | str | bytes]) -> None:
-    for name, source in files.items():
+def _expand(files: Mapping[str, Path | str | bytes] | None) -> dict[str, Path | bytes]:
+    """Every file to add by its name, folders file by file. Raises ArtifactError or UsageError for names and sources."""
+    found: dict[str, Path | bytes] = {}
+    for name, source in (files or {}).items():
         manifest.check_name(name, "extra_files")
-        if name in OWN:
+        if isinstance(source, bytes):
+            found[name] = source
+        elif Path(source).is_dir():
+            inner = sorted(path for path in Path(source).rglob("*") if path.is_file())
+            found.update({f"{name}/{path.relative_to(source).as_posix()}": path for path in inner})
+        elif Path(source).is_file():
+            found[name] = Path(source)
+        else:
+            raise UsageError(f"extra_files: {name!r} is to be copied from {source}, which is not there")
+    for name in found:
+        if manifest.check_name(name, "extra_files") in OWN:
             raise UsageError(f"extra_files: {name!r} is written by Limbeck itself; choose another name")
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise UsageError(f"extra_files: {name!r} is to be copied from {source}, which is not a file")
+    return found
 
 
-def _copy(source: Path | str | bytes, to: Path) -> None:
+def _copy(source: Path | bytes, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=to.parent)
     try:

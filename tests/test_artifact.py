@@ -246,6 +246,24 @@ def test_report_recipe_card_and_files(tmp_path):
         artifact.read_report(save(conv(), tmp_path / "b"))
 
 
+def test_folders_are_added_file_by_file_and_artifacts_are_copied_whole(tmp_path):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a.txt").write_text("a")
+    (tmp_path / "from" / "deep" / "b.txt").write_text("b")
+    folder = save(conv(), tmp_path / "a", extra_files={"exports/all": tmp_path / "from"})
+    assert {"exports/all/a.txt", "exports/all/deep/b.txt"} <= set(artifact.info(folder)["files"])
+    artifact.copy(folder, tmp_path / "b")
+    for path in folder.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "b" / path.relative_to(folder)).read_bytes()
+    load(tmp_path / "b", trust=[HERE])
+    with pytest.raises(UsageError, match="not a Limbeck artifact"):
+        artifact.copy(folder, tmp_path / "from")
+    (folder / "README.md").write_text("other")
+    with pytest.raises(ArtifactError, match=r"README.md .*was changed|README.md .* truncated"):
+        artifact.copy(folder, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "exports//x", "", "a\\b", "c:x", "exports/./x"])
 def test_extra_files_stay_inside(tmp_path, name):
     with pytest.raises(ArtifactError, match="not a file inside the artifact"):
@@ -256,7 +274,7 @@ def test_extra_files_stay_inside(tmp_path, name):
 def test_own_names_and_missing_sources_are_refused(tmp_path):
     with pytest.raises(UsageError, match="written by Limbeck itself"):
         save(conv(), tmp_path / "a", extra_files={"model.safetensors": b""})
-    with pytest.raises(UsageError, match="which is not a file"):
+    with pytest.raises(UsageError, match="which is not there"):
         save(conv(), tmp_path / "a", extra_files={"x": tmp_path / "absent"})
     with pytest.raises(UsageError, match="plain finite JSON"):
         save(conv(), tmp_path / "a", report={"x": float("nan")})

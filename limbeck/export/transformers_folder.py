@@ -47,16 +47,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def export_transformers(
-    model: nn.Module,
-    folder: Path | str,
-    *,
-    tokenizer: Any = None,
-    example: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """Write a transformers model as a transformers folder and prove that it reloads to the same weights and outputs.
+    model: nn.Module, task_or_example: Any, folder: Path | str, *, tokenizer: Any = None
+) -> float:
+    """Write a transformers model as a transformers folder, reload it, and return the largest difference of its outputs.
 
-    tokenizer  a folder to copy the tokenizer's (or image processor's) files from, or an object with `save_pretrained`
-    example    inputs for the comparison; None: the model's own `dummy_inputs`
+    task_or_example  a Task or a batch of example inputs for the comparison; None: the model's own `dummy_inputs`
+    tokenizer        a folder to copy the tokenizer's (or image processor's) files from, or an object with `save_pretrained`
 
     Raises UsageError when the model is no transformers PreTrainedModel or `folder` is there and not empty; ExportError when the
     config cannot express the model, naming the plan that is in the way, or when the reloaded model differs.
@@ -70,7 +66,10 @@ def export_transformers(
     config = fitting_config(model)
     if config is None:
         raise ExportError(_in_the_way(model))
-    inputs = dict(example) if example is not None else _dummy_inputs(model)
+    if task_or_example is None:
+        inputs = _dummy_inputs(model)
+    else:
+        inputs = dict(task_or_example.example(2) if hasattr(task_or_example, "batches") else task_or_example)
     with replacing_folder(folder) as at:
         before, training = model.config, model.training
         try:
@@ -80,8 +79,7 @@ def export_transformers(
             model.config = before
             model.train(training)
         _write_tokenizer(tokenizer, at)
-        _compare(model, at, inputs)
-    return folder
+        return _compare(model, at, inputs)
 
 
 def fitting_config(model: nn.Module) -> Any | None:
@@ -227,7 +225,7 @@ def _write_tokenizer(tokenizer: Any, at: Path) -> None:
         shutil.copyfile(source / name, at / name)
 
 
-def _compare(model: nn.Module, at: Path, inputs: Mapping[str, Tensor]) -> None:
+def _compare(model: nn.Module, at: Path, inputs: Mapping[str, Tensor]) -> float:
     try:
         again = (
             type(model)
@@ -251,3 +249,4 @@ def _compare(model: nn.Module, at: Path, inputs: Mapping[str, Tensor]) -> None:
         model.train(training)
     if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-5, atol=1e-6):
         raise ExportError(f"{type(model).__name__} gives other outputs when transformers reloads it; nothing was kept")
+    return float((expected - found).abs().max())

@@ -43,14 +43,15 @@ def test_unchanged_and_with_tokenizer_files(tmp_path):
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "vocab.txt").write_text("[PAD]\n")
     model = bert()
-    reloads(model, export_transformers(model, tmp_path / "a", tokenizer=tmp_path / "from"))
+    assert export_transformers(model, {"input_ids": IDS}, tmp_path / "a", tokenizer=tmp_path / "from") == 0.0
+    reloads(model, tmp_path / "a")
     assert (tmp_path / "a" / "vocab.txt").read_text() == "[PAD]\n"
     with pytest.raises(UsageError, match="not an empty folder"):
-        export_transformers(model, tmp_path / "a")
+        export_transformers(model, None, tmp_path / "a")
     with pytest.raises(UsageError, match="no tokenizer files"):
-        export_transformers(model, tmp_path / "b", tokenizer=tmp_path)
+        export_transformers(model, None, tmp_path / "b", tokenizer=tmp_path)
     with pytest.raises(UsageError, match="not a transformers"):
-        export_transformers(nn.Linear(1, 1), tmp_path / "b")
+        export_transformers(nn.Linear(1, 1), None, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -61,7 +62,8 @@ def test_fewer_layers_and_narrower_feed_forward(tmp_path):
         cut_rows(layer.intermediate.dense, list(range(1, 20)))
         cut_columns(layer.output.dense, list(range(1, 20)))
     before = model.config.num_hidden_layers
-    reloads(model, export_transformers(model, tmp_path / "a"))
+    assert export_transformers(model, {"input_ids": IDS}, tmp_path / "a") == 0.0
+    reloads(model, tmp_path / "a")
     assert model.config.num_hidden_layers == before
 
 
@@ -74,7 +76,8 @@ def test_fewer_heads_where_the_config_has_a_head_width(tmp_path):
         for name in ("q_proj", "k_proj", "v_proj"):
             cut_rows(getattr(attention, name), kept)
         cut_columns(attention.o_proj, kept)
-    reloads(model, export_transformers(model, tmp_path / "a"), AutoModelForCausalLM)
+    assert export_transformers(model, {"input_ids": IDS}, tmp_path / "a") == 0.0
+    reloads(model, tmp_path / "a", AutoModelForCausalLM)
 
 
 def test_tied_language_model(tmp_path):
@@ -83,7 +86,8 @@ def test_tied_language_model(tmp_path):
     model = transformer("AutoModelForCausalLM", config.to_dict()).eval()
     model.transformer.h = nn.ModuleList([model.transformer.h[1]])
     model.transformer.h[0].attn.layer_idx = 0
-    reloads(model, export_transformers(model, tmp_path / "a"), AutoModelForCausalLM)
+    assert export_transformers(model, {"input_ids": IDS}, tmp_path / "a") == 0.0
+    reloads(model, tmp_path / "a", AutoModelForCausalLM)
 
 
 def test_widths_that_differ_between_layers_are_refused(tmp_path):
@@ -92,7 +96,7 @@ def test_widths_that_differ_between_layers_are_refused(tmp_path):
     cut_rows(layer.intermediate.dense, list(range(20)))
     cut_columns(layer.output.dense, list(range(20)))
     with pytest.raises(ExportError, match=r"encoder.layer.1.intermediate.dense.bias, .* differ"):
-        export_transformers(model, tmp_path / "a")
+        export_transformers(model, None, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +107,7 @@ def test_the_plan_in_the_way_is_named(tmp_path):
     model = bert()
     plan = Quantize(activations=None).plan(model)
     with pytest.raises(ExportError, match=r"plan 1 of 1, 'quantize', is in the way"):
-        export_transformers(apply(model, plan), tmp_path / "a")
+        export_transformers(apply(model, plan), None, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
@@ -111,5 +115,5 @@ def test_a_change_that_shapes_do_not_show_is_found_by_the_outputs(tmp_path):
     model = bert()
     model.encoder.layer[0].intermediate.intermediate_act_fn = nn.ReLU()
     with pytest.raises(ExportError, match="other outputs"):
-        export_transformers(model, tmp_path / "a")
+        export_transformers(model, None, tmp_path / "a")
     assert not list(tmp_path.iterdir())
