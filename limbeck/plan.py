@@ -61,6 +61,14 @@ class Plan:
     def digest(self) -> str:
         return digest(self.to_json())
 
+    def lean(self) -> Plan:
+        """The plan without `decisions["data"]`: what an empty model needs.
+
+        By convention `data` holds what only changes values (masks, bases found on calibration data), never names or shapes.
+        It is left out of a model's lineage, because there the weights carry it already.
+        """
+        return Plan(self.kind, {k: v for k, v in self.decisions.items() if k != "data"}, self.version)
+
 
 class Transform(Protocol):
     """Something that makes a model smaller: a frozen dataclass of hyper-parameters that decides and leaves the doing to
@@ -86,4 +94,4 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         )
     module, _, function = target.partition(":")
     changed = getattr(importlib.import_module(module), function)(model, plan)
-    return extend_lineage(changed, model, plan)
+    return extend_lineage(changed, model, plan.lean())
