@@ -223,22 +223,6 @@ def is_artifact(folder: Path | str) -> bool:
     return (folder / manifest.NAME).is_file() and (folder / ARCHITECTURE).is_file()
 
 
-def copy(folder: Path | str, to: Path | str) -> Path:
-    """Copy a whole artifact, every file checked first, and return the new folder. Raises ArtifactError for a damaged one."""
-    folder, to = Path(folder), Path(to)
-    listing = manifest.read(folder)
-    sources = {name: manifest.verified(folder, name, listing) for name in listing["files"]}
-    _check_replaceable(to)
-
-    def write(at: Path) -> None:
-        for name, source in sources.items():
-            _copy(source, at / name)
-        manifest.write(at, list(sources))
-
-    _write_folder(to, write)
-    return to
-
-
 def _lineage(model: nn.Module, factory: Factory | None, plans: tuple[Plan, ...]) -> Lineage:
     known = lineage(model)
     if factory is not None:

@@ -86,12 +86,17 @@ def export_onnx(
     path = Path(path)
     task = task_or_example if hasattr(task_or_example, "batches") else None
     example = _example(task_or_example if task is None else task.example(2))
-    model = _prepared(model, keep=precision == "int8" and is_quantized(model))
+    quantized = is_quantized(model)
+    if quantized and precision == "int8_dynamic":
+        raise UsageError("the model is quantized already; export it with precision='int8', which keeps its own grids")
+    if precision == "int8" and not quantized and task is None:
+        raise UsageError("int8 of a float model calibrates on training data: give a Task, not example inputs")
+    model = _prepared(model, keep=quantized)
     example = _inputs(model, example)
     dynamic = _dynamic(example, dynamic_batch, dynamic_length)
     with _folder_beside(path) as folder:
         file = folder / path.name
-        if precision == "int8" and is_quantized(model):
+        if precision == "int8" and quantized:
             from limbeck.export.qdq import export_qdq
 
             export_qdq(model, example, file)

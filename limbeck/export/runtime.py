@@ -57,10 +57,9 @@ class OnnxModel:
         self.threads = available_threads() if threads is None else threads
         if not self.path.is_file():
             raise ArtifactError(f"there is no ONNX file {self.path}")
+        options = session_options(self.threads)
         try:
-            self.session = runtime.InferenceSession(
-                str(self.path), session_options(self.threads), providers=["CPUExecutionProvider"]
-            )
+            self.session = runtime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own classes share no public base
             raise ArtifactError(f"{self.path} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         self._types = {value.name: _TYPES.get(value.type) for value in self.session.get_inputs()}

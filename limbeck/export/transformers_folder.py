@@ -46,9 +46,7 @@ MOST_TRIALS = 64
 Shapes = dict[str, tuple[int, ...]]
 
 
-def export_transformers(
-    model: nn.Module, task_or_example: Any, folder: Path | str, *, tokenizer: Any = None
-) -> float:
+def export_transformers(model: nn.Module, task_or_example: Any, folder: Path | str, *, tokenizer: Any = None) -> float:
     """Write a transformers model as a transformers folder, reload it, and return the largest difference of its outputs.
 
     task_or_example  a Task or a batch of example inputs for the comparison; None: the model's own `dummy_inputs`
