@@ -51,13 +51,23 @@ class Plan:
         """Read a plan back. Raises ArtifactError for anything that is not one."""
         if not isinstance(value, dict) or set(value) != {"kind", "version", "decisions"}:
             raise ArtifactError("a plan must have exactly the keys kind, version and decisions")
-        if not isinstance(value["decisions"], dict) or not isinstance(value["version"], int):
+        if not isinstance(value["decisions"], dict) or type(value["version"]) is not int:
             raise ArtifactError(f"plan {value['kind']!r}: decisions must be an object and version a whole number")
-        return Plan(str(value["kind"]), value["decisions"], value["version"])
+        if not isinstance(value["kind"], str):
+            raise ArtifactError(f"a plan's kind must be text, got {value['kind']!r}")
+        return Plan(value["kind"], value["decisions"], value["version"])
 
     @property
     def digest(self) -> str:
         return digest(self.to_json())
+
+    def lean(self) -> Plan:
+        """The plan without `decisions["data"]`: what an empty model needs.
+
+        By convention `data` holds what only changes values (masks, bases found on calibration data), never names or shapes.
+        It is left out of a model's lineage, because there the weights carry it already.
+        """
+        return Plan(self.kind, {k: v for k, v in self.decisions.items() if k != "data"}, self.version)
 
 
 class Transform(Protocol):
@@ -84,4 +94,4 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         )
     module, _, function = target.partition(":")
     changed = getattr(importlib.import_module(module), function)(model, plan)
-    return extend_lineage(changed, model, plan)
+    return extend_lineage(changed, model, plan.lean())

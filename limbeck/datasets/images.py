@@ -26,10 +26,11 @@ def decode(dataset: Any, column: str, where: str, size: int | None = None, chann
             dataset = dataset.cast_column(column, datasets.Image())
         except Exception as error:
             raise DataError(f"{where}: column {column!r} does not hold images: {error}") from error
+    cells = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False)).with_format("arrow")
     made: np.ndarray | None = None
-    for row, cell in enumerate(dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))):
+    for row, cell in enumerate(value for chunk in cells.iter(1000) for value in chunk[column].to_pylist()):
         try:
-            image = Image.open(io.BytesIO(cell[column]["bytes"]) if cell[column]["bytes"] else cell[column]["path"])
+            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
             channels = channels or (1 if image.mode in ("1", "L", "I", "I;16", "F") else 3)
             image = image.convert("L" if channels == 1 else "RGB")
         except (OSError, TypeError, AttributeError) as error:
@@ -41,7 +42,7 @@ def decode(dataset: Any, column: str, where: str, size: int | None = None, chann
             made = np.empty((len(dataset), *pixels.shape), np.uint8)
         if pixels.shape != made.shape[1:]:
             raise DataError(
-                f"{where}: row {row} is an image of {pixels.shape[1]}x{pixels.shape[0]} pixels, the first has "
+                f"{where}: row {row} is an image of {image.size[0]}x{image.size[1]} pixels, the first is of "
                 f"{made.shape[2]}x{made.shape[1]}. Set size to resize them all"
             )
         made[row] = pixels

@@ -27,7 +27,7 @@ def class_labels(splits: Mapping[str, Any], name: str, label: str) -> tuple[tupl
     for split, rows in splits.items():
         if label not in rows.column_names:
             raise DataError(f"split {split!r} of data set {name!r} has no column {label!r}")
-        values[split] = rows.with_format(None)[:][label]
+        values[split] = rows.select_columns(label).with_format(None)[:][label]
         missing = [row for row, value in enumerate(values[split]) if value is None]
         if missing:
             raise DataError(f"split {split!r} of data set {name!r}: row {missing[0]} has no label")

@@ -1,7 +1,7 @@
 """The one way of loading data: Hugging Face `datasets`, from a folder in hub layout or from the hub.
 
 A name is looked for as a folder of that path, then as `LIMBECK_DATA/<name>` (default ~/.cache/limbeck/data), then on the
-hub unless HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set.
+hub; with HF_HUB_OFFLINE or HF_DATASETS_OFFLINE set, only among what the hub's library downloaded before.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def load(name: str, config: str | None = None) -> dict[str, Any]:
     import datasets
 
     folder = find_folder(name)
-    if folder is None and any(os.environ.get(v, "").upper() in ("1", "ON", "YES", "TRUE") for v in OFFLINE):
-        raise _not_found(name, "not asked, because HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set")
+    if folder is None and not any(os.environ.get(v, "").upper() in ("1", "ON", "YES", "TRUE") for v in OFFLINE):
+        _ask_hub(name)
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -58,6 +58,18 @@ def load(name: str, config: str | None = None) -> dict[str, Any]:
         if shown:
             datasets.enable_progress_bars()
     return dict(loaded)
+
+
+def _ask_hub(name: str) -> None:
+    """Raise DataError at once where the hub has no such data set or cannot be reached; loading would retry for long."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except Exception as error:  # of the hub's library or of the network below it
+        if "RepositoryNotFound" in type(error).__name__ or "HFValidation" in type(error).__name__:
+            raise _not_found(name, "it has no data set of this name") from error
+        raise _not_found(name, f"not reached ({error}); what it gave before loads with HF_HUB_OFFLINE=1") from error
 
 
 def _not_found(name: str, hub: str) -> DataError:

@@ -1,5 +1,9 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.encoder import encoder
+from limbeck.models.gpt import gpt
+from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
+from limbeck.models.vit import vit
 
-__all__ = ["resnet", "wide_resnet"]
+__all__ = ["encoder", "gpt", "load_pretrained", "resnet", "transformer", "vit", "wide_resnet"]

@@ -1,6 +1,9 @@
 """What a model is for: data splits, metrics, task loss, example inputs."""
 
 from limbeck.tasks.base import Task
+from limbeck.tasks.custom import CustomTask
 from limbeck.tasks.images import ImageClassification
+from limbeck.tasks.language import LanguageModelling
+from limbeck.tasks.text import TextClassification
 
-__all__ = ["ImageClassification", "Task"]
+__all__ = ["CustomTask", "ImageClassification", "LanguageModelling", "Task", "TextClassification"]

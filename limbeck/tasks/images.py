@@ -13,7 +13,7 @@ from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
 from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
 from limbeck.datasets.split import holdout
-from limbeck.errors import UsageError
+from limbeck.errors import DataError, UsageError
 from limbeck.tasks.base import Classification
 
 # data set -> (crop padding, flip): what may change without changing the class
@@ -99,8 +99,13 @@ class ImageClassification(Classification):
         self._data = {}
         for split, rows in found.items():
             pixels = decode(rows, image, f"split {split!r} of data set {self.dataset!r}", size, channels)
-            size, channels = size or (pixels.shape[2] if pixels.shape[2] == pixels.shape[3] else None), pixels.shape[1]
             self._data[split] = (pixels, labels[split])
+            channels, expected = pixels.shape[1], self._data["train"][0].shape
+            if pixels.shape[1:] != expected[1:]:
+                raise DataError(
+                    f"data set {self.dataset!r}: images of split {split!r} are {pixels.shape[3]}x{pixels.shape[2]} "
+                    f"pixels, those of train {expected[3]}x{expected[2]}. Set size to resize them all"
+                )
         if "validation" not in self._data:
             pixels, classes = self._data["train"]
             kept, held = holdout(classes.tolist(), share, "validation")

@@ -1,0 +1,104 @@
+"""The transformer block that the small ViT, GPT and encoder share.
+
+    x = x + attention(norm1(x));  x = x + feed_forward(norm2(x))          (pre-norm)
+
+Every projection is a plain `nn.Linear`, and no shape but the width of a head is remembered, so that heads, feed-forward neurons
+and layers can be pruned, quantized or factorized by replacing those modules. `attention.weights` is a module, so a Tap
+can capture the attention maps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UsageError
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(d) + mask) V over heads of width d, then a projection.  (B, L, width) -> (B, L, width)
+
+    mask: boolean, broadcastable to (B, heads, L, L), true where attention is allowed. A row that allows nothing attends
+    evenly. Scores are computed in float32.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.head_width = width // heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.weights = nn.Softmax(-1)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        query, key, value = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+        scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(self.head_width)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        mixed = self.weights(scores).to(value.dtype) @ value
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """down(gelu(up(x))).  (..., width) -> (..., width)"""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer.  (B, L, width) -> (B, L, width)"""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), mask))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+
+def initialize(model: nn.Module, depth: int) -> None:
+    """Normal weights of deviation 0.02, zero biases; projections into the residual stream are divided by sqrt(2 depth).
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+            residual = path.endswith(("attention.output", "feed_forward.down"))
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * depth) if residual else 0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+
+def check_sizes(family: str, width: int, heads: int, dropout: float, **sizes: int) -> None:
+    """Raise UsageError, naming the field, for sizes below one, heads that do not divide the width or a wild dropout."""
+    for field, value in {"width": width, "heads": heads, **sizes}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{family}: {field} must be a whole number of at least 1, not {value!r}")
+    if width % heads:
+        raise UsageError(f"{family}: heads must divide width; {heads} does not divide {width}")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"{family}: dropout must lie in [0, 1), not {dropout!r}")
+
+
+def check_length(family: str, length: int, positions: int) -> None:
+    """Raise UsageError for an input longer than the model has positions for."""
+    if length > positions:
+        raise UsageError(f"{family}: the input has {length} positions, the model only {positions}; build it longer")

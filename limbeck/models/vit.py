@@ -1,0 +1,75 @@
+"""A small vision transformer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.build import Factory, with_lineage
+from limbeck.errors import UsageError
+from limbeck.models.layers import Block, check_sizes, initialize
+
+
+class ViT(nn.Module):
+    """Patches by a strided convolution, a class token, learned positions, pre-norm blocks, a last norm, a linear head.
+
+    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        patch: int,
+        classes: int,
+        channels: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.size = size
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, (size // patch) ** 2 + 1, width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        initialize(self, depth)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if pixel_values.shape[-2] != self.size or pixel_values.shape[-1] != self.size:
+            raise UsageError(f"vit: images must be {self.size}x{self.size}, not {tuple(pixel_values.shape[-2:])}")
+        x = self.patches(pixel_values).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+def vit(
+    size: int = 32,
+    patch: int = 4,
+    classes: int = 10,
+    channels: int = 3,
+    depth: int = 6,
+    width: int = 128,
+    heads: int = 4,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+) -> ViT:
+    """A ViT on size x size images in patches of patch x patch; `hidden` is the feed-forward width, by default 4 x width.
+
+    Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021. Raises UsageError for bad sizes.
+    """
+    hidden = 4 * width if hidden is None else hidden
+    sizes = {"size": size, "patch": patch, "classes": classes, "channels": channels, "depth": depth, "hidden": hidden}
+    check_sizes("vit", width, heads, dropout, **sizes)
+    if size % patch:
+        raise UsageError(f"vit: patch must divide size; {patch} does not divide {size}")
+    arguments = {**sizes, "width": width, "heads": heads, "dropout": dropout}
+    return with_lineage(ViT(**arguments), Factory("limbeck.models.vit:vit", arguments))
