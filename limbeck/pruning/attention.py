@@ -76,7 +76,7 @@ class Attention:
 
 def find_attention(model: nn.Module) -> list[Attention]:
     """Every attention block whose projections and head count have names we know, in model order."""
-    modules = {path: module for path, module in model.named_modules()}
+    modules = dict(model.named_modules())
     found: dict[str, Attention] = {}
     for path in modules:
         for names in (*SEPARATE, *FUSED):
