@@ -80,3 +80,29 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write indented JSON whole or not at all; refuses NaN and infinity."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path | str, refusal: str | None) -> Iterator[None]:
+    """Hold an advisory lock on a file while the block runs; the system releases it when the process dies.
+
+    refusal: raise LimbeckError with this text when somebody else holds it; None waits instead. Without `fcntl` (Windows)
+    there is no lock.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 - closed below, after the block
+    except OSError as error:
+        raise LimbeckError(f"cannot write {path}: {error.strerror or error}") from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise LimbeckError(f"{refusal}. Wait for it, or choose another folder.") from None
+        yield

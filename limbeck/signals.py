@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from limbeck.errors import UsageError, did_you_mean
 
 LOGITS = "logits"
-TARGETS = ("labels", "index", "sample_weight")  # batch keys that describe the example and are never model inputs
+TARGETS = ("labels", "index", "sample_weight", "epoch")  # batch keys that describe the examples; never model inputs
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,32 @@ class Tap:
         signals = tap(batch)
 
     Hooks exist only inside the `with` block and are removed whatever happens. An asterisk in a name captures every
-    match, each under its own path.
+    match, each under its own path. With `visit`, every module signal goes to visit(name, tensor) at each call of its
+    module instead of being kept (a module that runs several times in one pass is seen every time); what holds no
+    tensor is skipped.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
+    def __init__(self, model: nn.Module, names: Iterable[str], visit: Callable[[str, Tensor], None] | None = None):
         self.model = model
         self.names = frozenset(names)
+        self._visit = visit
         self._captured: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Tap:
-        modules = dict(self.model.named_modules())
-        for name in sorted(self.names - {LOGITS}):
+        inner = sorted(self.names - {LOGITS})
+        modules = dict(self.model.named_modules()) if inner else {}
+        for name in inner:
             pattern, _, side = name.partition(":")
             if side not in ("", "input", "output"):
                 self.__exit__()
                 raise UsageError(f"signal {name!r}: after the colon only 'input' or 'output' is allowed")
-            for path in match_paths(self.model, pattern):
+            try:
+                paths = match_paths(self.model, pattern)
+            except UsageError:
+                self.__exit__()  # a later name is wrong: take the earlier hooks off again
+                raise
+            for path in paths:
                 key = path + (f":{side}" if side else "")
                 self._handles.append(self._hook(modules[path], key, side))
         return self
@@ -152,14 +161,24 @@ class Tap:
         if side == "input":
 
             def before(_, args, kwargs):
-                self._captured[key] = first_tensor(args if args else next(iter(kwargs.values())))
+                self._keep(key, args if args else next(iter(kwargs.values())))
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_, __, output):
-            self._captured[key] = first_tensor(output)
+            self._keep(key, output)
 
         return module.register_forward_hook(after)
+
+    def _keep(self, key: str, value: Any) -> None:
+        if self._visit is None:
+            self._captured[key] = first_tensor(value)
+            return
+        try:
+            tensor = first_tensor(value)
+        except UsageError:
+            return
+        self._visit(key, tensor)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         self._captured = {}

@@ -1,0 +1,6 @@
+"""Files for other runtimes: ONNX (float32, int8) and the transformers layout."""
+
+from limbeck.export.onnx import ExportResult, check_quality, export_onnx
+from limbeck.export.runtime import OnnxModel
+
+__all__ = ["ExportResult", "OnnxModel", "check_quality", "export_onnx"]

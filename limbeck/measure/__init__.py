@@ -1,0 +1,51 @@
+"""Measuring: every number shown to a user comes from here, with its runs, spread, settings and what was really run."""
+
+from limbeck.measure.base import Measurement
+from limbeck.measure.environment import environment
+from limbeck.measure.flops import flops
+from limbeck.measure.latency import (
+    Comparison,
+    interleaved,
+    latency_onnx,
+    latency_torch,
+    measure_latency,
+    throughput_onnx,
+    throughput_torch,
+)
+from limbeck.measure.memory import peak_memory_artifact, peak_memory_of, peak_memory_onnx
+from limbeck.measure.model import cost_model, cost_onnx, measure_model, measure_onnx
+from limbeck.measure.quality import Quality, assess, quality_onnx, quality_torch
+from limbeck.measure.simulated import reports_real_cost, simulated_modules
+from limbeck.measure.size import count_parameters, disk_bytes, layer_table, model_bytes, parameters, state_bytes
+
+__all__ = [
+    "Comparison",
+    "Measurement",
+    "Quality",
+    "assess",
+    "cost_model",
+    "cost_onnx",
+    "count_parameters",
+    "disk_bytes",
+    "environment",
+    "flops",
+    "interleaved",
+    "latency_onnx",
+    "latency_torch",
+    "layer_table",
+    "measure_latency",
+    "measure_model",
+    "measure_onnx",
+    "model_bytes",
+    "parameters",
+    "peak_memory_artifact",
+    "peak_memory_of",
+    "peak_memory_onnx",
+    "quality_onnx",
+    "quality_torch",
+    "reports_real_cost",
+    "simulated_modules",
+    "state_bytes",
+    "throughput_onnx",
+    "throughput_torch",
+]

@@ -1,0 +1,18 @@
+"""Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
+
+from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
+
+__all__ = [
+    "CrossEntropy",
+    "EmbeddingDistance",
+    "Hint",
+    "Loss",
+    "MeanSquaredError",
+    "Objective",
+    "SimilarityDistillation",
+    "SoftTargets",
+    "Sum",
+]

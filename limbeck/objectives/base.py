@@ -7,6 +7,7 @@ them with the student and hands them back at every call. Reduction everywhere: t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,8 @@ class Objective:
     def __mul__(self, weight: float) -> Objective:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             return NotImplemented
+        if not math.isfinite(weight):
+            raise UsageError(f"{self.name}: the weight {weight!r} must be a finite number")
         return Sum(tuple((term, w * weight) for term, w in _terms(self)))
 
     __rmul__ = __mul__

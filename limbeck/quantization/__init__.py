@@ -1,0 +1,22 @@
+"""Quantization: number grids, calibration, post-training quantization and training on the grid."""
+
+from limbeck.quantization.folding import FoldBatchNorm
+from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.kernels import plain_kernels
+from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
+from limbeck.quantization.quantize import Quantize
+
+__all__ = [
+    "FoldBatchNorm",
+    "IntegerGrid",
+    "Packed",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Quantize",
+    "QuantizedConv2d",
+    "QuantizedLinear",
+    "Quantizer",
+    "kernel_table",
+    "plain_kernels",
+]

@@ -1,0 +1,9 @@
+"""Teachers: where training signals come from."""
+
+from limbeck.teachers.averaged import AveragedTeacher
+from limbeck.teachers.base import Teacher
+from limbeck.teachers.cached import CachedTeacher, build_cache
+from limbeck.teachers.ensemble import EnsembleTeacher
+from limbeck.teachers.frozen import FrozenTeacher
+
+__all__ = ["AveragedTeacher", "CachedTeacher", "EnsembleTeacher", "FrozenTeacher", "Teacher", "build_cache"]

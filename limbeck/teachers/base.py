@@ -13,6 +13,8 @@ from limbeck.signals import Signals
 class Teacher(Protocol):
     """Yields Signals for a batch, without gradient, and computes only the names that were asked for."""
 
+    changes: bool  # whether its answers change while it teaches
+
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals: ...
 
     def modules(self) -> dict[str, nn.Module]:
@@ -23,6 +25,29 @@ class Teacher(Protocol):
         """Move to a device."""
         ...
 
-    def after_step(self, student: nn.Module, step: int) -> None:
-        """Called after every optimizer step; an EMA or snapshot teacher follows the student here."""
+    def start(self, student: nn.Module) -> None:
+        """Called once before the first step, also of a resumed run and before `modules`; an EMA copies the student here."""
         ...
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        """Called after every optimizer step with its number; an EMA follows the student here."""
+        ...
+
+    def digest(self) -> str:
+        """Tells it from other teachers: by its answers, or by its settings when it changes."""
+        ...
+
+
+class Unchanging:
+    """A teacher that neither looks at the student nor has state of its own to save."""
+
+    changes = False
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {}
+
+    def start(self, student: nn.Module) -> None:
+        pass
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        pass

@@ -1,0 +1,369 @@
+"""Export to ONNX, checked: the file is written only when ONNX Runtime gives the outputs that torch gives.
+
+    model --(torch exporter)--> float32 graph --(optimize)--> fused graph --(precision)--> int8 graph
+          --(ONNX checker, ONNX Runtime against torch at several batch sizes, lengths and paddings)--> the file
+
+A tolerance on outputs says that the graph is right; it cannot say that a rounded model is still good. `check_quality` does:
+it compares task metrics measured in ONNX Runtime with those from before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ExportError, LimbeckError, UsageError, did_you_mean, require
+from limbeck.export.runtime import OnnxModel, _first_line
+from limbeck.signals import TARGETS, call, first_tensor, model_inputs
+
+OPSET = 20
+TOLERANCE = {"float32": 1e-4, "int8": 0.25, "int8_dynamic": 0.25}  # of the largest output; see `difference`
+OPTIMIZATIONS = (None, "bert")
+EMBED_LIMIT = 2_000_000_000  # bytes of weights that fit into one protobuf file
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`difference` is the largest |ONNX Runtime - torch| over all checks, relative to the largest |torch| output."""
+
+    path: Path
+    bytes: int
+    difference: float
+    tolerance: float
+    precision: str
+    opset: int
+    inputs: tuple[str, ...]
+    dynamic: dict[str, dict[str, str]]
+    checks: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "inputs": list(self.inputs)}
+
+
+def export_onnx(
+    model: nn.Module,
+    task_or_example: Any,
+    path: Path | str,
+    *,
+    precision: str = "float32",
+    opset: int = OPSET,
+    dynamic_batch: bool = True,
+    dynamic_length: bool | None = None,
+    optimize: str | None = None,
+    tolerance: float | None = None,
+    calibration: int = 256,
+) -> ExportResult:
+    """Write `model` as one ONNX file (weights beyond 2 GB in `PATH.data` beside it) and prove it equal to torch.
+
+    task_or_example  a Task, or a batch mapping of example inputs. int8 of a float model calibrates on the task's train split.
+    precision        float32; int8 (quantize and dequantize nodes: of a model that Limbeck quantized its own grids, of a float model
+                     ONNX Runtime's static quantization from `calibration` training examples); int8_dynamic (weights per channel
+                     ahead of time, activations while running: for transformers and other models of matrix products)
+    dynamic_length   whether axis 1 of token inputs may vary; None: where inputs are whole numbers of shape (B, L)
+    optimize         "bert": fuse attention, layer norm and GELU of transformer encoders into ONNX Runtime's own operators
+    tolerance        largest allowed `ExportResult.difference`; None: TOLERANCE[precision]
+
+    Raises UsageError for arguments that cannot be right and ExportError when the model cannot be traced, the file is not
+    valid, or outputs differ; then nothing is written at `path`.
+    """
+    if precision not in TOLERANCE:
+        raise UsageError(f"unknown precision {precision!r}. {did_you_mean(precision, TOLERANCE)}")
+    if optimize not in OPTIMIZATIONS:
+        raise UsageError(f"unknown optimization {optimize!r}. Known: 'bert', None")
+    limit = TOLERANCE[precision] if tolerance is None else tolerance
+    path = Path(path)
+    task = task_or_example if hasattr(task_or_example, "batches") else None
+    example = _example(task_or_example if task is None else task.example(2))
+    model = _prepared(model, keep=precision == "int8" and is_quantized(model))
+    example = _inputs(model, example)
+    dynamic = _dynamic(example, dynamic_batch, dynamic_length)
+    with _folder_beside(path) as folder:
+        file = folder / path.name
+        if precision == "int8" and is_quantized(model):
+            from limbeck.export.qdq import export_qdq
+
+            export_qdq(model, example, file)
+        else:
+            write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
+            from limbeck.export import precision as precisions
+
+            if optimize == "bert":
+                precisions.fuse_bert(model, file)
+            if precision == "int8_dynamic":
+                precisions.quantize_dynamic(file)
+            elif precision == "int8":
+                precisions.quantize_static(file, task, tuple(example), calibration)
+        difference, checks = _verify(model, file, example, dynamic, limit)
+        size = sum(one.stat().st_size for one in folder.iterdir())
+        for one in sorted(folder.iterdir(), key=lambda p: p == file):  # the graph last: it names the others
+            os.replace(one, path.parent / one.name)
+    return ExportResult(path, size, difference, limit, precision, _opset(path), tuple(example), dynamic, checks)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a Limbeck `quantize` plan was applied to the model."""
+    from limbeck.build import lineage
+
+    past = lineage(model)
+    marked = any(getattr(module, "limbeck_quantized", False) for module in model.modules())
+    return marked or (past is not None and any(plan.kind == "quantize" for plan in past.plans))
+
+
+def check_quality(
+    onnx: OnnxModel | Path | str,
+    task: Any,
+    reference: Mapping[str, float],
+    tolerance: float,
+    *,
+    metric: str | None = None,
+    split: str = "validation",
+    batch_size: int = 256,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Measure the task's metrics in ONNX Runtime and stop when `metric` (None: the task's main one) lost more than `tolerance`.
+
+    reference   metrics of the model before export, measured on the same split and limit
+    tolerance   the largest loss, in the metric's own unit (0.01 of an accuracy is one percentage point)
+
+    Returns the metrics. On a loss the file is kept for inspection as `PATH.rejected`, so that nothing deploys it by name,
+    and ExportError names the metric, before and after.
+    """
+    runner = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx)
+    metric = metric or task.metric
+    if metric not in reference:
+        raise UsageError(f"the reference has no metric {metric!r}. {did_you_mean(metric, reference)}")
+    found = task.evaluate(runner, split, batch_size, limit)
+    before, after = float(reference[metric]), float(found[metric])
+    better = task.better if metric == task.metric else "higher" if metric == "accuracy" else "lower"
+    lost = before - after if better == "higher" else after - before
+    if not lost <= tolerance:
+        rejected = runner.path.with_name(runner.path.name + ".rejected")
+        os.replace(runner.path, rejected)
+        raise ExportError(
+            f"the export lost quality: {metric} on {split} was {before:.6g} and is {after:.6g} in ONNX Runtime, "
+            f"at most {tolerance:g} may be lost. The file is kept as {rejected}."
+        )
+    return found
+
+
+def _example(value: Any) -> dict[str, Tensor]:
+    if not isinstance(value, Mapping) or not value:
+        raise UsageError(f"an export needs a Task or a batch of example inputs, got {type(value).__name__}")
+    batch = {name: tensor for name, tensor in value.items() if name not in TARGETS and isinstance(tensor, Tensor)}
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in batch.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise UsageError(f"example inputs must share their first axis, the batch; got sizes {sorted(sizes)}")
+    return {name: _rows(tensor.detach().cpu(), max(2, tensor.shape[0])) for name, tensor in batch.items()}
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    return tensor[torch.arange(count) % tensor.shape[0]]
+
+
+def _inputs(model: nn.Module, example: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of the example that reach the model, as `limbeck.signals.call` decides."""
+    named = model_inputs(model, example)
+    if named or "input_ids" in example:
+        return named or example
+    return dict([next(iter(example.items()))])
+
+
+def _prepared(model: nn.Module, keep: bool) -> nn.Module:
+    """The model on the CPU in evaluation mode; a copy, so that the caller's is left alone, in float32 unless `keep`."""
+    model = copy.deepcopy(model).cpu().eval()
+    return model if keep else model.float()
+
+
+def _dynamic(example: dict[str, Tensor], batch: bool, length: bool | None) -> dict[str, dict[str, str]]:
+    """{input: {axis: name}} of the axes that may vary; axes as text, so that it is JSON."""
+    tokens = {name for name, t in example.items() if t.dim() == 2 and not t.is_floating_point()}
+    if length and not tokens:
+        raise UsageError(f"dynamic_length needs token inputs of shape (B, L); there are only {sorted(example)}")
+    vary = tokens if length or length is None else set()
+    axes = {name: ({"0": "batch"} if batch else {}) | ({"1": "length"} if name in vary else {}) for name in example}
+    return {name: found for name, found in axes.items() if found}
+
+
+class _Positional(nn.Module):
+    """The model as a function of its inputs by position that returns its primary tensor, as exporters want it."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return first_tensor(call(self.model, dict(zip(self.names, inputs))))
+
+
+def write_float(
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    path: Path,
+    *,
+    opset: int = OPSET,
+    dynamic: Mapping[str, Mapping[str, str]] | None = None,
+    for_fusion: bool = False,
+) -> None:
+    """Trace the model into an ONNX file: inputs named as the example's keys, one output `logits`; not compared with torch.
+
+    `for_fusion` uses torch's older exporter, whose attention subgraph is the one that ONNX Runtime's fusions know.
+    """
+    require("onnxscript", "onnx")
+    names = tuple(example)
+    axes = {name: {int(a): text for a, text in (dynamic or {}).get(name, {}).items()} for name in names}
+    shared = {"input_names": list(names), "output_names": ["logits"], "verbose": False}
+    large = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers()) >= EMBED_LIMIT
+    wrapped = _Positional(model, names).eval()
+    try:
+        with _eager_attention(model), _quiet(), torch.no_grad():
+            if for_fusion:
+                torch.onnx.export(
+                    wrapped, tuple(example.values()), str(path), dynamo=False, opset_version=min(opset, 17),
+                    dynamic_axes={**axes, "logits": {0: "batch"} if any(0 in a for a in axes.values()) else {}}, **shared
+                )  # fmt: skip
+            else:
+                program = torch.onnx.export(
+                    wrapped, tuple(example.values()), dynamo=True, opset_version=opset,
+                    dynamic_shapes=(tuple(axes[name] or None for name in names),), **shared
+                )  # fmt: skip
+                program.save(str(path), external_data=large)
+    except LimbeckError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"torch cannot trace {type(model).__name__} into an ONNX graph: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    if not large:
+        _strip(path)
+
+
+def _strip(path: Path) -> None:
+    """Take out what the exporter notes about the source code, and shapes that later passes would have to keep right."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    onnx.save(proto, str(path))
+
+
+@contextlib.contextmanager
+def _eager_attention(model: nn.Module) -> Iterator[None]:
+    """transformers' plain attention: its graph is smaller and faster than what the fused kernel decomposes into."""
+    configs = {
+        id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")
+    }
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            if config._attn_implementation == "sdpa":
+                config._attn_implementation = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No remarks of the exporter about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _variants(example: dict[str, Tensor], dynamic: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Tensor]]:
+    """The example, and what a dynamic axis must also take: one row, five rows, shorter rows, padded rows."""
+    yield example
+    mask = example.get("attention_mask")
+    if mask is not None and mask.dim() == 2 and mask.shape[1] > 1:
+        rows, length = mask.shape
+        kept = length - (torch.arange(rows) + 1) * max(1, length // (2 * rows))
+        padded = (torch.arange(length) < kept.clamp_min(1)[:, None]).to(mask.dtype)
+        yield {**example, "attention_mask": padded}
+    if all("0" in dynamic.get(name, {}) for name in example):
+        for rows in (1, 5):
+            yield {name: _rows(tensor, rows) for name, tensor in example.items()}
+    varying = [name for name in example if "1" in dynamic.get(name, {})]
+    if varying:
+        length = example[varying[0]].shape[1]
+        for shorter in sorted({max(2, length // 2), max(2, length - 1)} - {length}):
+            yield {n: t[:, :shorter] if n in varying and t.shape[1] == length else t for n, t in example.items()}
+
+
+def _verify(
+    model: nn.Module, file: Path, example: dict[str, Tensor], dynamic: Mapping[str, Mapping[str, str]], limit: float
+) -> tuple[float, int]:
+    """The largest relative difference and the number of checks. Raises ExportError beyond the limit."""
+    onnx = require("onnx", "onnx")
+    try:
+        onnx.checker.check_model(str(file))
+        runner = OnnxModel(file, threads=1)
+    except (LimbeckError, onnx.checker.ValidationError) as error:
+        raise ExportError(f"the exported graph is not valid: {_first_line(error)}") from error
+    worst, checks = 0.0, 0
+    for batch in _variants(example, dynamic):
+        with torch.no_grad():
+            expected = first_tensor(call(model, batch)).float()
+        shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
+        try:
+            found = runner(batch).float()
+        except UsageError as error:
+            raise ExportError(f"the exported graph does not run where torch does: {error}") from error
+        if found.shape != expected.shape:
+            raise ExportError(
+                f"on inputs {shapes} torch gives {tuple(expected.shape)}, ONNX Runtime {tuple(found.shape)}"
+            )
+        scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        difference = float((found - expected).abs().max() / scale)
+        if not difference <= limit:
+            raise ExportError(
+                f"on inputs {shapes} the outputs of ONNX Runtime differ from torch by {difference:.3g} of the largest "
+                f"output; {limit:g} is allowed. Nothing was written."
+            )
+        worst, checks = max(worst, difference), checks + 1
+    return worst, checks
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    folder = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+        yield folder
+    except OSError as error:
+        raise LimbeckError(f"cannot write {path}: {error.strerror or error}. Nothing was left behind there.") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opset(path: Path) -> int:
+    import onnx
+
+    proto = onnx.load(str(path), load_external_data=False)
+    return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))

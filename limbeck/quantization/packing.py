@@ -1,0 +1,61 @@
+"""Bit packing: unsigned codes of b bits, stored without gaps in bytes along the last axis.
+
+    codes (..., n) in [0, 2^b)  <->  bytes (..., ceil(n b / 8)) of uint8
+
+Where b divides 8 (1, 2, 4, 8), a byte holds 8/b whole codes, the first in its lowest bits; other widths run on across
+bytes, least significant bit first. Either way code i occupies bits [i b, (i+1) b) of its row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import UsageError
+
+
+def packed_length(count: int, bits: int) -> int:
+    """Bytes that `count` codes of `bits` bits take."""
+    return -(-count * bits // 8)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """codes (..., n), whole numbers in [0, 2^bits) -> uint8 (..., ceil(n bits / 8)). Raises UsageError for bits outside 1..8."""
+    _check(bits)
+    codes = codes.to(torch.uint8)
+    if bits == 8:
+        return codes
+    count = codes.shape[-1]
+    if 8 % bits == 0:
+        per_byte = 8 // bits
+        codes = torch.nn.functional.pad(codes, (0, -count % per_byte)).unflatten(-1, (-1, per_byte))
+        shifts = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * bits
+        return (codes << shifts).sum(-1, dtype=torch.int64).to(torch.uint8)
+    places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
+    stream = ((codes.unsqueeze(-1) >> places) & 1).flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    weights = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    return (stream << weights).sum(-1, dtype=torch.int64).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """uint8 (..., ceil(count bits / 8)) -> codes uint8 (..., count)."""
+    _check(bits)
+    if packed.shape[-1] != packed_length(count, bits):
+        raise UsageError(
+            f"{count} codes of {bits} bits take {packed_length(count, bits)} bytes a row, {packed.shape[-1]} were given"
+        )
+    if bits == 8:
+        return packed
+    if 8 % bits == 0:
+        shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
+        return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)[..., :count]
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed.unsqueeze(-1) >> places) & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
+    weights = torch.arange(bits, dtype=torch.uint8, device=packed.device)
+    return (stream << weights).sum(-1, dtype=torch.int64).to(torch.uint8)
+
+
+def _check(bits: int) -> None:
+    if not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise UsageError(f"bits={bits!r}: codes of 1 to 8 bits can be packed")

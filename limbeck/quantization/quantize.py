@@ -1,0 +1,288 @@
+"""Quantize: post-training quantization of Linear and Conv2d, and the replay of its plan.
+
+A plan's decisions:
+
+    {"modules": {path: {"type": "Linear" | "Conv2d" | "Conv1D", "weight": ..., "input": ..., "compute": ...}},   see specification.py
+     "outputs": {path: {"bits", "scale", "zero_point"}},    activation ranges that an export needs and torch does not apply
+     "left_alone": {path: reason}}                          modules with weights that stay as they are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck.plan import Plan
+from limbeck.quantization.calibration import calibrate, check_method, static_parameters
+from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor
+from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
+from limbeck.quantization.specification import DYNAMIC, InputRange, Specification
+from limbeck.signals import match_paths
+
+KIND = "quantize"
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Post-training quantization to integer weights and, where asked for, integer activations.
+
+    bits, weights   weight bits 2..8 (32: change nothing) with one scale per "channel", per "tensor", or per group of that many inputs
+    activations     "static": asymmetric uint8 ranges calibrated on the train split (a task is needed);
+                    "dynamic": symmetric int8 per token (Linear) or sample (Conv2d), chosen at run time; None: weight-only
+    symmetric       weights around 0; None: yes with 8 bits or integer activations, no below 8 bits weight-only
+    method          weight ranges: "minmax", or "mse" (`grids.mse_range`)
+    calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
+    scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
+    compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
+    only, ignore    patterns of module paths
+
+    Modules that are not exactly Linear, Conv2d (or the transposed Conv1D of transformers), tied weights and modules that
+    calibration never reached are left alone and listed with the reason in plan.decisions["left_alone"].
+    Source of the scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference", CVPR 2018. Raises UsageError for settings that cannot be right and when nothing would be quantized.
+    """
+
+    bits: int = 8
+    weights: str | int = "channel"
+    activations: str | None = "static"
+    activation_bits: int = 8
+    symmetric: bool | None = None
+    method: str = "minmax"
+    calibration: str = "mse"
+    percentile: float = 99.99
+    examples: int = 256
+    batch_size: int = 32
+    scale_type: str | None = None
+    compute: str = "float32"
+    only: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("only", "ignore"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if self.activations not in ("static", DYNAMIC, None):
+            raise UsageError(
+                f"activations={self.activations!r}: allowed are 'static', 'dynamic' and None (weight-only)"
+            )
+        if self.compute not in ("float32", "bfloat16"):
+            raise UsageError(f"compute={self.compute!r}: allowed are 'float32' and 'bfloat16'")
+        if self.activations is not None and self.compute != "float32":
+            raise UsageError("compute is for weight-only products (activations: null); integer products have their own")
+        if self.activations is not None and self.symmetric is False:
+            raise UsageError(
+                "asymmetric weights are for weight-only quantization; drop symmetric or set activations: null"
+            )
+        for name in ("examples", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
+        if self.activation_bits == IDENTITY_BITS or (self.activations == DYNAMIC and self.activation_bits != 8):
+            raise UsageError(
+                f"activation_bits={self.activation_bits!r}: 2 to 8 with static ranges, 8 with dynamic ones"
+            )
+        IntegerGrid(self.activation_bits)
+        check_method(self.calibration, self.percentile)
+        _ = self.specification.quantizer
+
+    @property
+    def specification(self) -> Specification:
+        """The entry every module gets, before its activation range is known."""
+        if isinstance(self.weights, int) and not isinstance(self.weights, bool):
+            granularity = PerGroup(self.weights)
+        elif self.weights in ("channel", "tensor"):
+            granularity = PerChannel(0) if self.weights == "channel" else PerTensor()
+        else:
+            raise UsageError(f"weights={self.weights!r}: allowed are 'channel', 'tensor' and a group size such as 64")
+        symmetric = self.symmetric
+        if symmetric is None:
+            symmetric = self.bits >= 8 or self.activations is not None
+        scale_type = self.scale_type or ("bfloat16" if isinstance(granularity, PerGroup) else "float32")
+        dynamic = DYNAMIC if self.activations == DYNAMIC else None
+        return Specification(
+            self.bits, symmetric, granularity, scale_type, self.method, input=dynamic, compute=self.compute
+        )
+
+    def plan(self, model: nn.Module, task: Any = None, budget: Any = None) -> Plan:
+        """Decide; static activations read `examples` examples of the task's train split."""
+        if self.bits == IDENTITY_BITS:
+            return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
+        chosen, left = self._choose(model)
+        ranges: dict[str, dict[str, Any]] = {}
+        outputs: dict[str, dict[str, Any]] = {}
+        if self.activations == "static" and chosen:
+            if task is None:
+                raise UsageError(
+                    "static activation ranges are calibrated on a task's train split and no task was given: pass one, "
+                    "or choose activations: dynamic or null"
+                )
+            outputs, ranges = self._ranges(model, task, chosen)
+            for path in [path for path in chosen if path not in ranges]:
+                left[path] = "calibration never reached it"
+                del chosen[path]
+        if not chosen:
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no weights"
+            raise UsageError(f"nothing in {type(model).__name__} can be quantized ({reasons})")
+        entry = self.specification.to_json()
+        modules = {
+            path: {"type": kind, **entry, "input": ranges.get(path, entry["input"])} for path, kind in chosen.items()
+        }
+        return Plan(KIND, {"modules": modules, "outputs": outputs, "left_alone": left})
+
+    def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+        wanted = {path for pattern in self.only for path in (match_paths(model, pattern))}
+        ignored = {path for pattern in self.ignore for path in match_paths(model, pattern)}
+        users: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            users.setdefault(id(parameter), []).append(name)
+        shared = {id(module): path for path, module in model.named_modules()}
+        chosen, left = {}, {}
+        for path, module in model.named_modules():
+            if not list(module.parameters(recurse=False)):
+                continue
+            reason = why_not(module) if path else "it is the model itself: wrap it in nn.Sequential"
+            if reason is None:
+                names = {name.rpartition(".")[0] for name in users[id(module.weight)]}
+                tied = [name for name in names if id(model.get_submodule(name)) != id(module)]
+                if tied:
+                    reason = f"its weight is tied to {sorted(tied)[0]}"
+                elif path not in wanted or shared[id(module)] != path:
+                    reason = "not asked for"
+                elif any(path == other or path.startswith(other + ".") for other in ignored):
+                    reason = "ignored"
+            if reason is None:
+                chosen[path] = type(module).__name__
+            else:
+                left[path] = reason
+        return chosen, left
+
+    def _ranges(self, model: nn.Module, task: Any, chosen: Sequence[str]) -> tuple[dict, dict]:
+        outputs = output_paths(model, chosen)
+        names = [f"{path}:input" for path in chosen] + outputs
+        try:
+            batches = task.batches("train", self.batch_size, limit=self.examples)
+            found = calibrate(model, batches, names)
+        except DataError as error:
+            raise DataError(f"calibration for quantization: {error}") from error
+        grid = IntegerGrid(self.activation_bits, signed=False, symmetric=False)
+        values = {
+            name: static_parameters(*histogram.range(self.calibration, grid, self.percentile), grid)
+            for name, histogram in found.items()
+        }
+        ranges = {path: values[f"{path}:input"] for path in chosen if f"{path}:input" in values}
+        return {path: values[path] for path in outputs if path in values}, ranges
+
+
+def output_paths(model: nn.Module, chosen: Sequence[str]) -> list[str]:
+    """Modules whose feature maps an integer graph keeps on a grid: convolutions, and the modules around and between them.
+
+    A model without quantized convolutions has none: its linear layers give float outputs.
+    """
+    convolutions = [path for path in chosen if isinstance(model.get_submodule(path), nn.Conv2d)]
+    if not convolutions:
+        return []
+    around = {path[:end] for path in convolutions for end, letter in enumerate(path) if letter == "."}
+    between = {
+        path
+        for path, module in model.named_modules()
+        if path and not list(module.children()) and (path.rpartition(".")[0] in around or "." not in path)
+    }
+    last = {path for path in chosen if path not in convolutions}
+    wanted = (around | between | set(convolutions)) - last
+    return [path for path, module in model.named_modules() if path in wanted and not isinstance(module, nn.ModuleList)]
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a module with weights cannot be quantized here, or None when it can."""
+    kind = type(module)
+    if isinstance(module, QuantizedModule):
+        return "it is quantized already"
+    if kind is not nn.Linear and kind is not nn.Conv2d and not _is_transposed_linear(module):
+        return f"a {kind.__name__} stays in float"
+    if isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode!r}"
+        if padding_of(module) is None:
+            return "its 'same' padding is not symmetric"
+    weight = module.weight
+    if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
+        return "its weight is empty or holds NaN or infinity"
+    return None
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def padding_of(module: nn.Conv2d) -> tuple[int, ...] | None:
+    """Padding as numbers; None for a 'same' that would need more on one side."""
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+    return tuple(module.padding)
+
+
+def float_weight(module: nn.Module) -> Tensor:
+    """The weight as a quantized module holds it: (out, in) or (out, in / groups, kh, kw)."""
+    return module.weight.t() if _is_transposed_linear(module) else module.weight
+
+
+def quantized(module: nn.Module, specification: Specification) -> QuantizedModule:
+    """The quantized module that replaces a float one; its bias is the same Parameter."""
+    weight, bias = float_weight(module), module.bias
+    if isinstance(module, nn.Conv2d):
+        shape = {
+            "stride": module.stride,
+            "padding": padding_of(module),
+            "dilation": module.dilation,
+            "groups": module.groups,
+        }
+        made: QuantizedModule = QuantizedConv2d(tuple(weight.shape), shape, bias, specification)
+    else:
+        made = QuantizedLinear(weight.shape[1], weight.shape[0], bias, specification)
+    made.store(weight)
+    return made.train(module.training)
+
+
+def replace(model: nn.Module, path: str, made: nn.Module) -> None:
+    """Put `made` wherever the module at `path` is in the model."""
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = made
+
+
+def entries(model: nn.Module, plan: Plan, allowed: Sequence[str] = ()) -> list[tuple[str, nn.Module, Specification]]:
+    """(path, float module, specification) of every module a plan names. Raises ArtifactError where it does not fit."""
+    found = []
+    for path, entry in plan.decisions.get("modules", {}).items():
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise ArtifactError(f"the quantization plan names {path!r}, which this model does not have") from error
+        if type(module).__name__ not in (entry.get("type"), *allowed):
+            raise ArtifactError(f"the quantization plan expects a {entry.get('type')} at {path!r}, not {module}")
+        found.append((path, module, Specification.from_json(entry)))
+    return found
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Replace every module the plan names by its quantized form. Scales follow from the weights that are there."""
+    for path, module, specification in entries(model, plan):
+        reason = why_not(module)
+        if reason is not None:
+            raise ArtifactError(f"the module at {path!r} cannot be quantized: {reason}")
+        replace(model, path, quantized(module, specification))
+    return model
+
+
+def input_range(entry: dict[str, Any]) -> InputRange | None:
+    """The static range in an entry of a plan, if it has one."""
+    return InputRange(**entry) if isinstance(entry, dict) else None

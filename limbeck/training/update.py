@@ -1,0 +1,154 @@
+"""One optimizer step: pieces of a batch, backward passes, gradients put together, clipping, update."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UsageError
+from limbeck.signals import to_device
+from limbeck.training.config import TrainingConfig
+from limbeck.training.optimizers import make_optimizer
+from limbeck.training.procedures import Procedure, State
+
+
+class Updater:
+    """The optimizers of a procedure and how they move.
+
+    A batch is cut into `gradient_accumulation` pieces per process. With w_i the positions of piece i (Procedure.weight),
+    each optimizer follows the gradient of sum_i (w_i / sum_j w_j) loss_i: for a loss that is a mean over positions, the
+    gradient of the whole batch. Processes sum their gradients in one buffer, so they all take the same step.
+    """
+
+    def __init__(self, procedure: Procedure, config: TrainingConfig, accelerator: Any):
+        self.procedure, self.config, self.accelerator = procedure, config, accelerator
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, owned in procedure.optimizers.items():
+            for module in owned:
+                if module not in procedure.modules:
+                    raise UsageError(
+                        f"optimizer {name!r} names {module!r}, which is not in {sorted(procedure.modules)}"
+                    )
+            self.optimizers[name] = make_optimizer([procedure.modules[m] for m in owned], config, name)
+        self.parameters: dict[str, list[nn.Parameter]] = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in self.optimizers.items()
+        }
+
+    def compute(self, batch: Mapping[str, Any], state: State) -> dict[str, Tensor]:
+        """Forward and backward over a batch; returns the values of the step, gradients are left in the parameters.
+
+        Values: "loss" (summed over optimizers), "parts.NAME", "gradient_norm" (before clipping).
+        """
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        values: dict[str, Tensor] = {}
+        moving: set[str] = set()
+        for piece, share in self._pieces(batch, state):
+            losses = self._losses(to_device(piece, state.device), state)
+            moving.update(losses)
+            self._backward(losses, share)
+            self._collect(values, losses, share)
+        self._share(values, state)
+        gradients = [p.grad for name in self.parameters for p in self.parameters[name] if p.grad is not None]
+        if "loss" not in values or not gradients:
+            raise UsageError(f"{type(self.procedure).__name__}.step gave no loss with a gradient to any optimizer")
+        norms = {name: self._clip(name) for name in self.parameters if name in moving}
+        values["gradient_norm"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+        return values
+
+    def move(self, factor: float) -> None:
+        """Let every optimizer that has gradients take its step at `factor` times its base learning rate."""
+        scales = self.procedure.learning_rates
+        for name, optimizer in self.optimizers.items():
+            if all(parameter.grad is None for parameter in self.parameters[name]):
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * factor * scales.get(name, 1.0)
+            optimizer.step()
+
+    def _pieces(self, batch: Mapping[str, Any], state: State):
+        count = self.config.gradient_accumulation
+        if count * state.processes == 1:
+            return [(batch, 1.0)]
+        pieces = split(batch, count * state.processes)
+        weights = [self.procedure.weight(piece) if piece else 0.0 for piece in pieces]
+        total = sum(weights)
+        mine = range(state.process * count, (state.process + 1) * count)
+        counted = [(pieces[i], weights[i] / total) for i in mine if weights[i] > 0]
+        return counted or [(next(piece for piece in pieces if piece), 0.0)]  # nothing for this process: keep in step
+
+    def _losses(self, piece: Mapping[str, Any], state: State):
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.procedure.step(piece, state)
+        unknown = set(losses) - set(self.optimizers)
+        if unknown:
+            raise UsageError(
+                f"{type(self.procedure).__name__}.step gave losses for {sorted(unknown)}; its optimizers are "
+                f"{sorted(self.optimizers)}"
+            )
+        return losses
+
+    def _backward(self, losses, share: float) -> None:
+        remaining = len(losses)
+        for name, loss in losses.items():
+            remaining -= 1
+            value = loss.value if share == 1.0 else loss.value * share
+            own = self.parameters[name] if len(self.optimizers) > 1 else None
+            value.backward(inputs=own, retain_graph=remaining > 0)
+
+    def _collect(self, values: dict[str, Tensor], losses, share: float) -> None:
+        for name, loss in losses.items():
+            _add(values, "loss", loss.value.detach(), share)
+            prefix = "parts." if len(self.optimizers) == 1 else f"parts.{name}."
+            for part, value in loss.parts.items():
+                _add(values, prefix + part, value.detach(), share)
+
+    def _share(self, values: dict[str, Tensor], state: State) -> None:
+        """Sum gradients and values over processes. A parameter that no process has a gradient for keeps none."""
+        if state.processes == 1:
+            return
+        parameters = [p for name in self.parameters for p in self.parameters[name]]
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=state.device)
+        gradients = [(p.grad if p.grad is not None else torch.zeros_like(p)).float().flatten() for p in parameters]
+        names = sorted(values)
+        numbers = torch.stack([values[name].float() for name in names])
+        total = self.accelerator.reduce(torch.cat([*gradients, has, numbers]), "sum")
+        offset = 0
+        present = total[sum(g.numel() for g in gradients) :][: len(parameters)].tolist()
+        for parameter, count in zip(parameters, present, strict=True):
+            part = total[offset : offset + parameter.numel()]
+            offset += parameter.numel()
+            parameter.grad = part.view(parameter.shape).to(parameter.dtype) if count else None
+        for index, name in enumerate(names):
+            values[name] = total[offset + len(parameters) + index]
+
+    def _clip(self, name: str) -> Tensor:
+        gradients = [p.grad for p in self.parameters[name] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.gradient_clipping is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters[name], self.config.gradient_clipping, norm)
+        return norm
+
+
+def _add(values: dict[str, Tensor], name: str, value: Tensor, share: float) -> None:
+    value = value if share == 1.0 else value * share
+    values[name] = values[name] + value if name in values else value
+
+
+def split(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Cut a batch into `count` pieces along its examples, as even as possible; a piece without examples is {}."""
+    size = len(next(iter(batch.values())))
+    bounds = [size * i // count for i in range(count + 1)]
+    pieces = []
+    for low, high in itertools.pairwise(bounds):
+        cut = {
+            name: value[low:high] if isinstance(value, (Tensor, list, tuple)) and len(value) == size else value
+            for name, value in batch.items()
+        }
+        pieces.append(cut if high > low else {})
+    return pieces
