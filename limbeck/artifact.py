@@ -14,6 +14,7 @@ is ever unpickled, and no code outside `limbeck.models` is imported unless the c
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from limbeck.errors import ArtifactError, LimbeckError, UsageError
 from limbeck.plan import Plan
 from limbeck.weights import Description, collect, empty_model, fill, weights_digest
 
-__all__ = ["add_files", "info", "is_artifact", "load", "read_report", "save", "weights_digest"]
+__all__ = ["add_files", "copy", "info", "is_artifact", "load", "read_report", "save", "weights_digest"]
 
 WEIGHTS, ARCHITECTURE, RECIPE, REPORT, CARD = (
     "model.safetensors",
@@ -210,6 +211,22 @@ def is_artifact(folder: Path | str) -> bool:
     return (folder / manifest.NAME).is_file() and (folder / ARCHITECTURE).is_file()
 
 
+def copy(folder: Path | str, to: Path | str) -> Path:
+    """Copy a whole artifact, every file checked first, and return the new folder. Raises ArtifactError for a damaged one."""
+    folder, to = Path(folder), Path(to)
+    listing = manifest.read(folder)
+    sources = {name: manifest.verified(folder, name, listing) for name in listing["files"]}
+    _check_replaceable(to)
+
+    def write(at: Path) -> None:
+        for name, source in sources.items():
+            _copy(source, at / name)
+        manifest.write(at, list(sources))
+
+    _write_folder(to, write)
+    return to
+
+
 def _lineage(model: nn.Module, factory: Factory | None, plans: tuple[Plan, ...]) -> Lineage:
     known = lineage(model)
     if factory is not None:
@@ -327,14 +344,17 @@ def _write_folder(folder: Path, write) -> None:
         _flush(made)
         made.chmod(0o755)
         if folder.exists() and any(folder.iterdir()):
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
-            os.rename(folder, old)
-            try:
-                os.rename(made, folder)
-            except OSError:
-                os.rename(old, folder)
-                old = None
-                raise
+            if _exchange(made, folder):
+                old = made
+            else:
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
+                os.rename(folder, old)
+                try:
+                    os.rename(made, folder)
+                except OSError:
+                    os.rename(old, folder)
+                    old = None
+                    raise
         else:
             os.rename(made, folder)
         made = None
@@ -345,6 +365,16 @@ def _write_folder(folder: Path, write) -> None:
         for leftover in (made, old):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step, so that not even a kill finds none (Linux's renameat2); False where that is not known."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 def _flush(folder: Path) -> None:

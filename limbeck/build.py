@@ -9,6 +9,7 @@ Lineage: the factory and every plan applied since.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
-from limbeck.files import digest
+from limbeck.files import canonical_json, digest
 from limbeck.plan import Plan
 
 SAFE_MODULES = ("limbeck.models",)
@@ -25,10 +26,17 @@ _ATTRIBUTE = "_limbeck_lineage"
 
 @dataclass(frozen=True)
 class Factory:
-    """`target` is "package.module:callable"; `arguments` are its keyword arguments, plain JSON."""
+    """`target` is "package.module:callable"; `arguments` are its keyword arguments, plain JSON (kept as JSON has them)."""
 
     target: str
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            text = canonical_json(self.arguments)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the arguments of factory {self.target!r} must be plain finite JSON: {error}") from error
+        object.__setattr__(self, "arguments", json.loads(text))
 
     def to_json(self) -> dict[str, Any]:
         return {"target": self.target, "arguments": self.arguments}
@@ -38,10 +46,11 @@ class Factory:
         if (
             not isinstance(value, dict)
             or set(value) != {"target", "arguments"}
+            or not isinstance(value["target"], str)
             or not isinstance(value["arguments"], dict)
         ):
-            raise ArtifactError("a factory must have exactly the keys target and arguments (an object)")
-        return Factory(str(value["target"]), value["arguments"])
+            raise ArtifactError("a factory must have exactly the keys target (text) and arguments (an object)")
+        return Factory(value["target"], value["arguments"])
 
     @property
     def digest(self) -> str:
@@ -73,13 +82,17 @@ def extend_lineage(changed: nn.Module, before: nn.Module, plan: Plan) -> nn.Modu
     return with_lineage(changed, past.factory, (*past.plans, plan)) if past else changed
 
 
+def _inside(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
 def resolve(target: str, trust: Iterable[str] = ()) -> Any:
     """The object behind "package.module:name", imported only when its module is safe or trusted by the caller."""
     module, colon, name = target.partition(":")
-    if not colon or not name.isidentifier():
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise UsageError(f"{target!r} is not of the form 'package.module:name'")
-    allowed = any(module == prefix or module.startswith(prefix + ".") for prefix in (*SAFE_MODULES, *trust))
-    if not allowed:
+    known = (*SAFE_MODULES, *((trust,) if isinstance(trust, str) else trust))
+    if not _inside(module, known):
         raise ArtifactError(
             f"the model is built by {target!r}, code outside limbeck.models. "
             f"If you trust it, name its package: trust=[{module.split('.')[0]!r}]"
@@ -94,7 +107,9 @@ def resolve(target: str, trust: Iterable[str] = ()) -> Any:
         )
     made = getattr(found, name)
     origin = getattr(made, "__module__", module)
-    if not any(origin == prefix or origin.startswith(prefix + ".") for prefix in (*SAFE_MODULES, *trust)):
+    if not callable(made):
+        raise UsageError(f"{target!r} is a {type(made).__name__}, not something that builds a model")
+    if not isinstance(origin, str) or not _inside(origin, known):
         raise ArtifactError(f"{target!r} is only imported there from {origin!r}; name the module that defines it")
     return made
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, FrozenTeacher
+from limbeck.teachers import AveragedTeacher, FrozenTeacher, build_cache
 from limbeck.training import Distil, Supervised, Trainer
 from limbeck.training.randomness import derived_seed
 
@@ -191,7 +192,7 @@ class _Run:
             return None
         decides = {**self.data, "source": source.spec, "seed": source.seed if source.train else None}
         if isinstance(source.model, Mapping) and "path" in source.model and "class" not in source.model:
-            decides["weights"] = artifact.content_digest(source.model["path"])
+            decides["weights"] = artifact.info(source.model["path"])["weights"]
         key = digest(decides)
         if source.train is None:
             return self._stage(
@@ -258,7 +259,7 @@ class _Run:
             procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
         history = trainer.run(procedure, task)
         if finish is not None:
-            model, plan = finish(model)
+            model, plan = finish(model, task)
             model = apply(model, plan)
         return model, history.to_json()
 
@@ -272,18 +273,20 @@ class _Run:
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
-        from limbeck.teachers import CachedTeacher, build_cache
-
-        folder = build_cache(
+        config, data = step.train, self.job.task
+        used = config.epochs or config.steps / config.steps_per_epoch(data.size("train"))
+        return build_cache(
             frozen,
-            self.job.task,
+            data,
             work.parent / f"{work.name}-cache",
-            config=step.train,
+            passes=math.ceil(used),
             seed=seed,
+            batch_size=config.batch_size,
+            augment=config.augment,
+            limit=config.limit,
             progress=self.progress,
             **cache,
         )
-        return CachedTeacher.open(folder)
 
     def _check_classes(self) -> None:
         """Refuse a teacher and a student whose outputs differ before anything is trained."""

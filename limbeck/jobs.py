@@ -185,6 +185,6 @@ def from_python(
 
 
 def _digest(model: nn.Module) -> str:
-    from limbeck.weights import weights_digest
+    from limbeck.artifact import weights_digest
 
     return weights_digest(model)

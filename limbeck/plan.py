@@ -51,9 +51,11 @@ class Plan:
         """Read a plan back. Raises ArtifactError for anything that is not one."""
         if not isinstance(value, dict) or set(value) != {"kind", "version", "decisions"}:
             raise ArtifactError("a plan must have exactly the keys kind, version and decisions")
-        if not isinstance(value["decisions"], dict) or not isinstance(value["version"], int):
+        if not isinstance(value["decisions"], dict) or type(value["version"]) is not int:
             raise ArtifactError(f"plan {value['kind']!r}: decisions must be an object and version a whole number")
-        return Plan(str(value["kind"]), value["decisions"], value["version"])
+        if not isinstance(value["kind"], str):
+            raise ArtifactError(f"a plan's kind must be text, got {value['kind']!r}")
+        return Plan(value["kind"], value["decisions"], value["version"])
 
     @property
     def digest(self) -> str:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import __version__, artifact
-from limbeck.build import lineage
-from limbeck.errors import ExportError
+from limbeck.errors import ExportError, UsageError, did_you_mean
+from limbeck.export import OnnxModel, check_quality
 from limbeck.files import digest, write_json
 from limbeck.measure import (
     Measurement,
@@ -42,6 +42,8 @@ from limbeck.measure.sessions import feeds, onnx_form, open_session
 from limbeck.progress import bar
 from limbeck.recipe import Measure
 from limbeck.signals import call
+
+EXPORTS = ("onnx", "onnx_int8", "onnx_int8_dynamic", "transformers", "sentence_transformers")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _measure_stage(
     model = stage.load(trust)
     notes, difference = [], None
     try:
-        difference = _export(model, task, path, form)
+        difference = export_model(model, task, path, form)["difference"]
         onnx = True
     except ExportError as error:
         if final:
@@ -176,29 +178,39 @@ def _measure_stage(
     return row
 
 
-def _export(model: nn.Module, task: Any, path: Path, form: str) -> float:
-    from limbeck.export import export_onnx
+def export_model(model: nn.Module, task: Any, path: Path, form: str) -> dict[str, Any]:
+    """Write one export, checked against the model's outputs: {"name", "file", "bytes", "difference"}.
 
-    quantized = any(plan.kind == "quantize" for plan in (lineage(model).plans if lineage(model) else ()))
-    precision = {"onnx": "int8" if quantized else "float32", "onnx_int8": "int8", "onnx_int8_dynamic": "int8_dynamic"}[
-        form
-    ]
-    return float(export_onnx(model, task, path, precision=precision).difference)
+    form: "onnx" (float32, or int8 for a model that is quantized), "onnx_int8", "onnx_int8_dynamic", or "transformers" and
+    "sentence_transformers", which write a folder. Raises ExportError and leaves nothing behind when the outputs differ.
+    """
+    from limbeck import export
+    from limbeck.export.onnx import is_quantized
+
+    if form not in EXPORTS:
+        raise UsageError(f"no export is called {form!r}. {did_you_mean(form, EXPORTS)}")
+    if form.startswith("onnx"):
+        precision = {
+            "onnx": "int8" if is_quantized(model) else "float32",
+            "onnx_int8": "int8",
+            "onnx_int8_dynamic": "int8_dynamic",
+        }
+        done = export.export_onnx(model, task, path, precision=precision[form])
+        return {"name": form, "file": str(path), "bytes": done.bytes, "difference": done.difference}
+    difference = getattr(export, f"export_{form}")(model, task, path)
+    return {"name": form, "file": str(path), "bytes": int(disk_bytes(path).value), "difference": difference}
 
 
 def refuse_lost_quality(model: nn.Module, task: Any, path: Path, settings: Measure, tolerance: float = 0.01) -> None:
-    """Compare the main metric of the model in torch and of its export on validation data; stop when the export lost more."""
+    """Compare the main metric of the model in torch and of its export on at most 1,000 validation examples.
+
+    An export may lose `tolerance` of the metric, and two examples' worth of noise. Raises ExportError when it lost more.
+    """
     limit = min(task.size("validation"), 1000)
-    before = quality_torch(model, task, "validation", limit=limit).measurements[task.metric]
-    after = quality_onnx(path, task, "validation", limit=limit, threads=settings.threads).measurements[task.metric]
-    lost = before.value - after.value if before.better == "higher" else after.value - before.value
-    if lost > tolerance * max(abs(before.value), 1e-9) + 2.0 / limit:
-        rejected = path.with_suffix(".rejected.onnx")
-        path.replace(rejected)
-        raise ExportError(
-            f"{path.name} lost quality on the way: {task.metric} was {before.value:.4g} in torch and is {after.value:.4g} in "
-            f"ONNX Runtime on {limit} validation examples. The file is kept as {rejected.name} to look at"
-        )
+    before = quality_torch(model, task, "validation", limit=limit).measurements
+    allowed = tolerance * abs(before[task.metric].value) + 2.0 / limit
+    runner = OnnxModel(path, settings.threads)
+    check_quality(runner, task, {n: m.value for n, m in before.items()}, allowed, limit=limit)
 
 
 def _record(row: Measured) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import DataError
 from limbeck.measure.base import Measurement
+from limbeck.measure.calibration import reliability
 from limbeck.measure.latency import device_of, evaluating, torch_form
 from limbeck.measure.sessions import onnx_forward, open_session, session_form
 from limbeck.measure.simulated import simulated_modules
@@ -113,21 +114,3 @@ class _Watch:
         if not self.logits:
             return None
         return reliability(torch.cat(self.logits), torch.cat(self.labels))
-
-
-def reliability(logits: Tensor, labels: Tensor, bins: int = 10) -> dict[str, Any]:
-    """The reliability diagram of logits (N, classes) and labels (N,): equal-width bins of the top probability, and the expected
-    calibration error sum_b n_b / N |accuracy_b - confidence_b|."""
-    probability, predicted = logits.float().softmax(-1).max(-1)
-    correct = (predicted == labels).float()
-    index = (probability * bins).ceil().long().clamp(1, bins) - 1
-    rows, error = [], 0.0
-    for number in range(bins):
-        inside = index == number
-        count = int(inside.sum())
-        confidence = float(probability[inside].mean()) if count else 0.0
-        accuracy = float(correct[inside].mean()) if count else 0.0
-        error += count / len(labels) * abs(accuracy - confidence)
-        row = {"low": number / bins, "high": (number + 1) / bins}
-        rows.append(row | {"confidence": confidence, "accuracy": accuracy, "count": count})
-    return {"bins": rows, "error": error}

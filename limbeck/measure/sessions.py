@@ -119,6 +119,18 @@ def onnx_forward(session: Any):
     return forward
 
 
+def external_files(path: Path | str) -> list[Path]:
+    """Files beside an ONNX file that hold weights too large for it; empty for a file that is no readable ONNX."""
+    onnx = require("onnx", "onnx")
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception:  # what cannot be read has no parts; who runs it says why
+        return []
+    entries = [entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"]
+    found = [Path(path).parent / entry.value for entry in entries]
+    return [file for file in dict.fromkeys(found) if file.is_file()]
+
+
 def session_form(session: Any) -> str:
     """The form of a session's model in words: `onnxruntime float32`, `onnxruntime int8 QDQ`, ...: from the file's own graph."""
     path = getattr(session, "_model_path", None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import DataError
 from limbeck.measure.base import Measurement
+from limbeck.measure.sessions import external_files
 from limbeck.measure.simulated import simulated_modules
 
 MASKS = ("_mask",)  # torch.nn.utils.prune keeps a 0/1 tensor of this name beside each weight
@@ -90,10 +91,15 @@ def model_bytes(model: nn.Module) -> Measurement:
 
 
 def disk_bytes(path: Path | str) -> Measurement:
-    """`bytes` of a file, or of all files below a folder (links are not followed). Raises DataError when it is missing or empty."""
+    """`bytes` of a file, or of all files below a folder (links are not followed). An ONNX file's external data count.
+
+    Raises DataError when it is missing or empty.
+    """
     path = Path(path)
     if path.is_file():
         size = path.stat().st_size
+        if path.suffix == ".onnx":
+            size += sum(file.stat().st_size for file in external_files(path))
     elif path.is_dir():
         walked = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
         size = sum(file.lstat().st_size for file in walked)

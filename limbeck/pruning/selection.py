@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.pruning.slicing import dimensions
 from limbeck.pruning.tracing import Group
-from limbeck.signals import call, to_device
 
 
 def select(
@@ -79,19 +77,3 @@ def parameters_after(model: nn.Module, kept: Mapping[str, Mapping[str, Sequence[
                         shape[axes[axis]] = len(stay)
                 total -= value.numel() - math.prod(shape)
     return total
-
-
-def flops(model: nn.Module, example: Mapping[str, Any]) -> int:
-    """Floating point operations of the matrix products and convolutions of one forward pass."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, to_device(example, device))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return counter.get_total_flops()

@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError
+from limbeck.measure.flops import count_flops
 from limbeck.plan import Plan
 from limbeck.pruning.groups import Group, attribute_values, cut, find_groups, kept_positions
 from limbeck.pruning.importance import Context, Scorer, Statistics, Taylor, measure
-from limbeck.pruning.selection import flops, parameters_after, select
+from limbeck.pruning.selection import parameters_after, select
 from limbeck.pruning.slicing import dimensions
 from limbeck.signals import match_paths
 
@@ -138,8 +139,8 @@ class Prune:
         target = getattr(self, name)
         whole = sum(p.numel() for p in model.parameters())
         if name == "keep_flops":
-            example = task.example(1)
-            whole = flops(model, example)
+            example = to_device(task.example(1), next(model.parameters()).device)
+            whole = count_flops(model, example)
 
         def fraction(keep: float) -> float:
             chosen = kept(keep)
@@ -147,7 +148,7 @@ class Prune:
             if name == "keep_parameters":
                 return parameters_after(model, positions) / whole
             small = cut(copy.deepcopy(model), positions, attribute_values(groups, chosen))
-            return flops(small, example) / whole
+            return count_flops(small, example) / whole
 
         low, high = 1e-6, 1.0
         if fraction(high) <= target:

@@ -4,6 +4,7 @@ from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
+from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "finish_qat",
     "kernel_table",
     "plain_kernels",
+    "prepare_qat",
 ]

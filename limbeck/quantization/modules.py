@@ -44,6 +44,9 @@ def fake_quantize_rows(x: Tensor) -> Tensor:
 class QuantizedModule(nn.Module):
     """What QuantizedLinear and QuantizedConv2d share. `weight_shape` is the shape of the float weight."""
 
+    limbeck_quantized = True  # how other rooms know one without importing this one
+    simulates_cost = False
+
     def __init__(self, specification: Specification, weight_shape: tuple[int, ...], bias: nn.Parameter | None):
         super().__init__()
         self.specification = specification
@@ -63,15 +66,23 @@ class QuantizedModule(nn.Module):
             static = specification.input
             self.register_buffer("input_scale", torch.tensor(static.scale, dtype=torch.float32, device=device))
             self.register_buffer("input_zero_point", torch.tensor(static.zero_point, dtype=torch.uint8, device=device))
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self._prepared: tuple[Any, Any] | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits per weight."""
+        return self.specification.bits
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.weight_shape[0], torch.Size(self.weight_shape[1:]).numel()
 
     def store(self, weight: Tensor) -> None:
-        """Quantize a float weight of `weight_shape` into the buffers."""
+        """Quantize a float weight of `weight_shape` into the buffers; a weight without data (meta) only moves them."""
+        if weight.is_meta:
+            self.to("meta")
+            return
         packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape))
         self.weight_codes, self.weight_scale = packed.codes, packed.scale
         if packed.zero_point is not None:
@@ -209,6 +220,7 @@ class QuantizedConv2d(QuantizedModule):
         super().__init__(specification, weight_shape, bias)
         self.stride, self.padding = tuple(shape["stride"]), tuple(shape["padding"])
         self.dilation, self.groups = tuple(shape["dilation"]), int(shape["groups"])
+        self.kernel_size = self.weight_shape[2:]
         self.out_channels, self.in_channels = self.weight_shape[0], self.weight_shape[1] * self.groups
 
     @property

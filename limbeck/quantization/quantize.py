@@ -4,12 +4,13 @@ A plan's decisions:
 
     {"modules": {path: {"type": "Linear" | "Conv2d" | "Conv1D", "weight": ..., "input": ..., "compute": ...}},   see specification.py
      "outputs": {path: {"bits", "scale", "zero_point"}},    activation ranges that an export needs and torch does not apply
-     "left_alone": {path: reason}}                          modules with weights that stay as they are
+     "left_alone": {path: reason},                          modules with weights that stay as they are
+     "calibration": {...}}                                  with static ranges: the settings they were calibrated with
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
-from limbeck.quantization.specification import DYNAMIC, InputRange, Specification
+from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 
 KIND = "quantize"
@@ -131,7 +132,10 @@ class Quantize:
         modules = {
             path: {"type": kind, **entry, "input": ranges.get(path, entry["input"])} for path, kind in chosen.items()
         }
-        return Plan(KIND, {"modules": modules, "outputs": outputs, "left_alone": left})
+        decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
+        if self.activations == "static":
+            decisions["calibration"] = self._calibration
+        return Plan(KIND, decisions)
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         wanted = {path for pattern in self.only for path in (match_paths(model, pattern))}
@@ -162,19 +166,33 @@ class Quantize:
 
     def _ranges(self, model: nn.Module, task: Any, chosen: Sequence[str]) -> tuple[dict, dict]:
         outputs = output_paths(model, chosen)
-        names = [f"{path}:input" for path in chosen] + outputs
-        try:
-            batches = task.batches("train", self.batch_size, limit=self.examples)
-            found = calibrate(model, batches, names)
-        except DataError as error:
-            raise DataError(f"calibration for quantization: {error}") from error
-        grid = IntegerGrid(self.activation_bits, signed=False, symmetric=False)
-        values = {
-            name: static_parameters(*histogram.range(self.calibration, grid, self.percentile), grid)
-            for name, histogram in found.items()
-        }
+        values = activation_ranges(model, task, [f"{path}:input" for path in chosen] + outputs, self._calibration)
         ranges = {path: values[f"{path}:input"] for path in chosen if f"{path}:input" in values}
         return {path: values[path] for path in outputs if path in values}, ranges
+
+    @property
+    def _calibration(self) -> dict[str, Any]:
+        names = ("calibration", "percentile", "examples", "batch_size", "activation_bits")
+        return {name: getattr(self, name) for name in names}
+
+
+def activation_ranges(model: nn.Module, task: Any, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Static parameters of signals by name, calibrated on the train split; a signal that never occurred is absent.
+
+    settings: calibration, percentile, examples, batch_size and activation_bits, as in `Quantize`.
+    """
+    grid = IntegerGrid(settings["activation_bits"], signed=False, symmetric=False)
+    try:
+        found = calibrate(model, task.batches("train", settings["batch_size"], limit=settings["examples"]), names)
+    except DataError as error:
+        raise DataError(f"calibration for quantization: {error}") from error
+    choose = (settings["calibration"], grid, settings["percentile"])
+    return {name: static_parameters(*histogram.range(*choose), grid) for name, histogram in found.items()}
+
+
+def output_ranges(model: nn.Module, paths: Sequence[str], task: Any, decisions: Mapping[str, Any]) -> dict[str, Any]:
+    """The "outputs" of a plan, calibrated anew with the settings the plan was made with."""
+    return activation_ranges(model, task, paths, decisions["calibration"])
 
 
 def output_paths(model: nn.Module, chosen: Sequence[str]) -> list[str]:
@@ -193,7 +211,15 @@ def output_paths(model: nn.Module, chosen: Sequence[str]) -> list[str]:
     }
     last = {path for path in chosen if path not in convolutions}
     wanted = (around | between | set(convolutions)) - last
-    return [path for path, module in model.named_modules() if path in wanted and not isinstance(module, nn.ModuleList)]
+    return [
+        path
+        for path, module in model.named_modules()
+        if path in wanted and type(module) not in (nn.Identity, nn.ModuleList) and not _passes_through(module)
+    ]
+
+
+def _passes_through(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) == 0
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -228,14 +254,14 @@ def padding_of(module: nn.Conv2d) -> tuple[int, ...] | None:
     return tuple(module.padding)
 
 
-def float_weight(module: nn.Module) -> Tensor:
-    """The weight as a quantized module holds it: (out, in) or (out, in / groups, kh, kw)."""
-    return module.weight.t() if _is_transposed_linear(module) else module.weight
+def float_weight_of(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight of `module` as a quantized module holds it: (out, in) or (out, in / groups, kh, kw)."""
+    return weight.t() if _is_transposed_linear(module) else weight
 
 
 def quantized(module: nn.Module, specification: Specification) -> QuantizedModule:
     """The quantized module that replaces a float one; its bias is the same Parameter."""
-    weight, bias = float_weight(module), module.bias
+    weight, bias = float_weight_of(module, module.weight), module.bias
     if isinstance(module, nn.Conv2d):
         shape = {
             "stride": module.stride,
@@ -281,8 +307,3 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             raise ArtifactError(f"the module at {path!r} cannot be quantized: {reason}")
         replace(model, path, quantized(module, specification))
     return model
-
-
-def input_range(entry: dict[str, Any]) -> InputRange | None:
-    """The static range in an entry of a plan, if it has one."""
-    return InputRange(**entry) if isinstance(entry, dict) else None

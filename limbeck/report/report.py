@@ -138,6 +138,11 @@ class Report:
         return {name: made[name] for name in order}
 
     @staticmethod
+    def of(value: Report | Mapping[str, Any]) -> Report:
+        """A report from itself or from the content of report.json."""
+        return value if isinstance(value, Report) else Report.from_json(dict(value))
+
+    @staticmethod
     def from_json(value: Any) -> Report:
         """Read a report back. Raises ArtifactError that names the field for anything that is not one."""
         _is(value, dict, "report")

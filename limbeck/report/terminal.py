@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 from rich.text import Text
 
@@ -11,11 +14,12 @@ from limbeck.report.words import change, shown, spread, title
 SHORT = ("parameters", "bytes", "latency", "peak_memory")  # beside the main metric
 
 
-def stage_table(report: Report, full: bool = False) -> Table:
+def stage_table(report: Report | Mapping[str, Any], full: bool = False) -> Table:
     """One row per stage: the main metric and the main costs, each with its change against the first stage.
 
-    `full` shows every measurement and the spread of repeated ones.
+    `report` is a Report or the content of report.json; `full` shows every measurement and the spread of repeated ones.
     """
+    report = Report.of(report)
     names = report.measured()
     if not full:
         names = [name for name in names if name == report.metric or name in SHORT]

@@ -18,12 +18,14 @@ TITLES = {
     "latency": "Latency",
     "throughput": "Throughput",
     "peak_memory": "Peak memory",
+    "drop": "Quality drop",
+    "memory": "Peak memory",
 }
 PERCENT = ("accuracy", "calibration_error")
 LESS = {"bytes": "smaller", "latency": "faster"}
 MORE = {"bytes": "larger", "latency": "slower"}
 DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
-TIME = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+TIME = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 MINUS = "−"
 
 
@@ -60,7 +62,7 @@ def quantity(value: float, name: str, unit: str) -> str:
     if unit == "seconds":
         return scaled(value, TIME)
     if unit == "items/s":
-        return scaled(value, DECIMAL) + "/s"
+        return (significant(value) if value < 1e6 else scaled(value, DECIMAL)) + "/s"
     if unit in ("parameters", "FLOPs"):
         return scaled(value, DECIMAL)
     return significant(value, 4) + (f" {unit}" if unit else "")
@@ -85,8 +87,10 @@ def spread(measurement: Measurement) -> str:
     if measurement.runs < 2 or low is None or high is None:
         return ""
     ends = [quantity(bound, measurement.name, measurement.unit) for bound in (low, high)]
-    same_unit = ends[0].split(" ")[-1] == ends[1].split(" ")[-1]
-    ends[0] = ends[0].rpartition(" ")[0] if same_unit and " " in ends[0] else ends[0]
+    for unit in (" " + ends[1].rpartition(" ")[2], "/s"):
+        if all(end.endswith(unit) for end in ends):
+            ends[0] = ends[0].removesuffix(unit)
+            break
     return f"{ends[0]}–{ends[1]}, {measurement.runs} runs"
 
 

@@ -191,6 +191,8 @@ def restore_optimizer(
         parameter = parameters[int(index)]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        elif isinstance(value, Tensor):
+            value = value.clone()
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -14,6 +14,7 @@ detaching one player from the other by hand.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
-from limbeck.files import digest
+from limbeck.objectives import positions
 from limbeck.objectives.base import Loss, Objective
 from limbeck.signals import LOGITS, Reads, Signals, Tap, call, capture, first_tensor
+from limbeck.teachers.frozen import FrozenTeacher
 
 Losses = dict[str, Loss]
-IGNORED = -100  # label of a position that does not count
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,16 @@ class Procedure:
         """After the optimizers moved."""
 
     def weight(self, batch: Mapping[str, Any]) -> float:
-        """How much a piece of a batch counts when pieces are put together: its positions (examples, or labels not ignored)."""
+        """How much a piece of a batch counts when pieces are put together: its positions, weighted by `sample_weight`.
+
+        Positions are the labels that are not ignored, or the examples where labels are not whole numbers. A procedure
+        whose loss is a mean over something else says so here.
+        """
         labels = batch.get("labels")
-        if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
-            return float((labels != IGNORED).sum())
-        return float(len(next(iter(batch.values()))))
+        whole = isinstance(labels, Tensor) and not labels.is_floating_point()
+        shape = labels.shape if whole else (len(next(iter(batch.values()))),)
+        weights = positions.weights(batch, shape)
+        return float(math.prod(shape) if weights is None else weights.sum())
 
     def kept_modules(self) -> dict[str, nn.Module]:
         """Modules whose state a checkpoint holds: `modules` and, where there is one, a teacher that changes."""
@@ -136,6 +142,7 @@ class Distil(Procedure):
 
     def prepare(self, batch: Mapping[str, Any], device: torch.device) -> None:
         if self.teacher is not None:
+            self.teacher.start(self.student)
             self.teacher.to(device)
         training = {module: module.training for module in self.student.modules()}
         self.student.eval()  # an example must not enter the running statistics of batch normalization
@@ -164,7 +171,7 @@ class Distil(Procedure):
 
     def after_step(self, state: State) -> None:
         if self.teacher is not None:
-            self.teacher.after_step(self.student, state.step)
+            self.teacher.after_step(self.student, state.step + 1)
 
     def kept_modules(self) -> dict[str, nn.Module]:
         changing = self.teacher.modules() if self.teacher is not None else {}
@@ -190,37 +197,13 @@ class Supervised(Distil):
         super().__init__(model, None, objective)
 
 
-class _Frozen:
-    """An nn.Module as a teacher that never changes: evaluation mode, no gradient."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module.eval()
-
-    def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
-        with torch.no_grad():
-            self.module.eval()
-            return capture(self.module, batch, names).detach()
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {}
-
-    def to(self, device: Any) -> None:
-        self.module.to(device)
-
-    def after_step(self, student: nn.Module, step: int) -> None:
-        pass
-
-    def digest(self) -> str:
-        return digest(parameter_shapes({"teacher": self.module}))
-
-
 def as_teacher(teacher: Any) -> Any:
     """A teacher as it is, a module frozen, None as None. Raises UsageError for anything else."""
     if teacher is None or not isinstance(teacher, nn.Module):
         if teacher is not None and not callable(getattr(teacher, "signals", None)):
             raise UsageError(f"teacher: expected a teacher or a torch module, got {type(teacher).__name__}")
         return teacher
-    return _Frozen(teacher)
+    return FrozenTeacher(teacher)
 
 
 def parameter_shapes(modules: Mapping[str, nn.Module]) -> dict[str, list[int]]:
@@ -234,11 +217,14 @@ def parameter_shapes(modules: Mapping[str, nn.Module]) -> dict[str, list[int]]:
 
 
 def describe_teacher(teacher: Any) -> Any:
-    """What tells one teacher from another: its class and, where it gives one, its digest."""
+    """What tells one teacher from another: its class, its plain settings and, where it gives one, its digest."""
     if teacher is None:
         return None
     found = getattr(teacher, "digest", None)
-    return [type(teacher).__name__, found() if callable(found) else found]
+    settings = {
+        name: describe(value) for name, value in vars(teacher).items() if isinstance(value, (bool, int, float, str))
+    }
+    return [type(teacher).__name__, settings, found() if callable(found) else None]
 
 
 def describe(value: Any) -> Any:

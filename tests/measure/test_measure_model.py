@@ -10,7 +10,6 @@ from torch import nn
 
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.measure import measure_model, measure_onnx, peak_memory_of, peak_memory_onnx, quality_onnx, quality_torch
-from limbeck.measure.quality import reliability
 from limbeck.measure.sessions import fixed_batch_size, onnx_form, open_session
 
 
@@ -101,21 +100,12 @@ def test_outputs_that_are_not_finite_are_refused(task):
         quality_torch(broken, task)
 
 
-def test_reliability_against_a_naive_count():
-    torch.manual_seed(1)
-    logits, labels = 3 * torch.randn(200, 4), torch.randint(0, 4, (200,))
-    found = reliability(logits, labels)
-    rows = [{"n": 0, "confidence": 0.0, "correct": 0} for _ in range(10)]
-    for row, label in zip(logits.tolist(), labels.tolist()):
-        exponents = [math.exp(v) for v in row]
-        top = max(exponents) / sum(exponents)
-        bin_ = rows[min(math.ceil(top * 10), 10) - 1]
-        bin_["n"] += 1
-        bin_["confidence"] += top
-        bin_["correct"] += row.index(max(row)) == label
-    assert [b["count"] for b in found["bins"]] == [r["n"] for r in rows]
-    error = sum(abs(r["correct"] - r["confidence"]) for r in rows) / 200
-    assert found["error"] == pytest.approx(error, abs=1e-5)
+def test_the_reliability_diagram_counts_every_example(model, task):
+    quality = quality_torch(model, task, batch_size=7)
+    rows = quality.reliability["bins"]
+    assert sum(row["count"] for row in rows) == 20
+    right = sum(row["count"] * row["accuracy"] for row in rows)
+    assert right / 20 == pytest.approx(quality.measurements["accuracy"].value)
 
 
 def test_the_models_mode_comes_back(model, task):

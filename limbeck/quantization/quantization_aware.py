@@ -1,0 +1,194 @@
+"""Quantization-aware training: the model trains with its rounding simulated, on the grid of a Quantize plan.
+
+    fold batch norms -> plan = Quantize(...).plan(model, task) -> prepare_qat(model, plan) -> train as usual
+        -> model, plan = finish_qat(model, task) -> apply(model, plan)
+
+Weights: scales follow the weights at every step (straight-through estimator), or are learned (`learned=True`, LSQ).
+Inputs: the plan's static ranges, kept fixed, followed by an exponential moving average (`average`), or learned steps;
+dynamic inputs as at run time. Sources and gradients: `limbeck.quantization.straight_through`.
+The quantized model computes what the fake-quantized one did, up to the rounding of float sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limbeck.errors import UsageError
+from limbeck.plan import Plan
+from limbeck.quantization.grids import IntegerGrid, PerTensor, affine, min_max
+from limbeck.quantization.modules import fake_quantize_rows
+from limbeck.quantization.quantize import entries, float_weight_of, output_ranges, padding_of, replace
+from limbeck.quantization.specification import COMPUTE, InputRange, Specification
+from limbeck.quantization.straight_through import fake_quantize, scale_gradient
+
+_PLAN = "_limbeck_qat_plan"
+
+
+class FakeQuantized(nn.Module):
+    """A Linear or Conv2d whose weight and input go onto their grids and back: the same Parameters, trained as before.
+
+    x as the original takes it. `average` is the decay of the moving input range (None: fixed); with `learned` the weight
+    scales and the static input step are Parameters.
+    """
+
+    simulates_cost = True
+
+    def __init__(self, module: nn.Module, specification: Specification, learned: bool, average: float | None):
+        super().__init__()
+        self.specification = specification
+        self.weight, self.bias = module.weight, module.bias
+        self._original = [module]  # in a list: no child, its parameters are these
+        self.average = average
+        grid, granularity = specification.quantizer.grid, specification.granularity
+        matrix = self.matrix.detach()
+        start = specification.quantizer.parameters(matrix)[0].float()
+        if specification.learned_scale is not None:
+            start = torch.tensor(specification.learned_scale, device=matrix.device).reshape(start.shape)
+        self.learned = learned or specification.learned_scale is not None
+        if self.learned:
+            self.weight_scale = nn.Parameter(start)
+        elif specification.method == "mse":
+            self.register_buffer("weight_clip", start / affine(*min_max(matrix, granularity), grid)[0])
+        self.step_factor = 1.0 / math.sqrt(matrix.numel() / max(start.numel(), 1) * grid.high)
+        static = specification.input
+        if isinstance(static, InputRange):
+            scale = torch.tensor(static.scale, dtype=torch.float32, device=matrix.device)
+            if learned:
+                self.input_scale = nn.Parameter(scale)
+            else:
+                self.register_buffer("input_scale", scale)
+            self.register_buffer("input_zero_point", torch.tensor(static.zero_point, device=matrix.device))
+            if average is not None:
+                self.register_buffer("input_low", (static.grid.low - self.input_zero_point) * scale)
+                self.register_buffer("input_high", (static.grid.high - self.input_zero_point) * scale)
+        self.train(module.training)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix (out, n)."""
+        return float_weight_of(self._original[0], self.weight).flatten(1)
+
+    def weight_parameters(self) -> tuple[Tensor, Tensor]:
+        """Scale (with its scaled gradient where learned) and zero point of the weight now."""
+        specification, matrix = self.specification, self.matrix.detach()
+        grid = specification.quantizer.grid
+        if self.learned:
+            scale = scale_gradient(self.weight_scale.clamp(min=torch.finfo(torch.float32).tiny), self.step_factor)
+            return scale, torch.full_like(scale, grid.center, dtype=torch.int32)
+        scale, zero = affine(*min_max(matrix, specification.granularity), grid, specification.scale_type)
+        return (scale * self.weight_clip if hasattr(self, "weight_clip") else scale), zero
+
+    def fake_weight(self) -> Tensor:
+        """The weight on its grid, float32, as a matrix (out, n)."""
+        specification = self.specification
+        return fake_quantize(
+            self.matrix, *self.weight_parameters(), specification.quantizer.grid, specification.granularity
+        )
+
+    def fake_input(self, x: Tensor) -> Tensor:
+        """The input on its grid, float32."""
+        static = self.specification.input
+        if static is None:
+            return x.float()
+        if not isinstance(static, InputRange):
+            flat = x.float() if self.is_convolution else x.float().flatten(0, -2)
+            return fake_quantize_rows(flat).view(x.shape)
+        if self.average is not None and self.training:
+            self._follow(x.detach().float(), static.grid)
+        scale = self.input_scale
+        if isinstance(scale, nn.Parameter):
+            factor = 1.0 / math.sqrt(x.numel() / x.shape[0] * static.grid.high)
+            scale = scale_gradient(scale.clamp(min=torch.finfo(torch.float32).tiny), factor)
+        return fake_quantize(x, scale, self.input_zero_point, static.grid, PerTensor())
+
+    def _follow(self, x: Tensor, grid: IntegerGrid) -> None:
+        low, high = torch.aminmax(x)
+        self.input_low.lerp_(low.clamp(max=0), 1 - self.average)
+        self.input_high.lerp_(high.clamp(min=0), 1 - self.average)
+        scale, zero = affine(self.input_low, self.input_high, grid)
+        self.input_scale.copy_(scale)
+        self.input_zero_point.copy_(zero)
+
+    @property
+    def is_convolution(self) -> bool:
+        return isinstance(self._original[0], nn.Conv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        original, compute = self._original[0], COMPUTE[self.specification.compute]
+        weight, values = self.fake_weight().to(compute), self.fake_input(x).to(compute)
+        bias = None if self.bias is None else self.bias.to(compute)
+        if not self.is_convolution:
+            return functional.linear(values, weight, bias).to(x.dtype)
+        weight = weight.view(self.weight.shape)
+        padding = padding_of(original)
+        return functional.conv2d(values, weight, bias, original.stride, padding, original.dilation, original.groups).to(
+            x.dtype
+        )
+
+    def restored(self) -> nn.Module:
+        """The float module with the trained weights."""
+        original = self._original[0]
+        original.weight, original.bias = self.weight, self.bias
+        return original.train(self.training)
+
+    def final(self) -> Specification:
+        """The specification that apply() needs to land on the very same grid."""
+        specification, static = self.specification, self.specification.input
+        if isinstance(static, InputRange):
+            scale = max(float(self.input_scale.detach()), torch.finfo(torch.float32).tiny)
+            static = InputRange(static.bits, scale, int(self.input_zero_point))
+        scale = None
+        if self.learned or hasattr(self, "weight_clip"):
+            scale = tuple(self.weight_parameters()[0].detach().flatten().tolist())
+        return dataclasses.replace(specification, input=static, learned_scale=scale)
+
+
+def prepare_qat(model: nn.Module, plan: Plan, *, learned: bool = False, average: float | None = None) -> nn.Module:
+    """Replace, in place, every module that a quantize plan names by a FakeQuantized one; returns the model.
+
+    learned   weight scales and static input steps are learned (LSQ, started from the plan's) instead of following the weights
+    average   decay of the moving average that static input ranges follow in training mode, e.g. 0.99; None keeps the plan's
+
+    Raises UsageError for a plan without modules, settings that exclude each other, or asymmetric weights that would need
+    more than their extremes (learned scales, method "mse").
+    """
+    if average is not None and (learned or not 0.0 < average < 1.0):
+        raise UsageError(f"average={average!r}: must lie between 0 and 1, and learned steps follow no average")
+    found = entries(model, plan)
+    if plan.kind != "quantize" or not found:
+        raise UsageError(f"quantization-aware training needs a quantize plan that names modules, not {plan.kind!r}")
+    for path, _, specification in found:
+        if not specification.symmetric and (learned or specification.method != "minmax"):
+            raise UsageError(f"{path}: asymmetric weights train with method 'minmax' and without learned scales")
+    for path, module, specification in found:
+        replace(model, path, FakeQuantized(module, specification, learned, average))
+    object.__setattr__(model, _PLAN, plan)
+    return model
+
+
+def finish_qat(model: nn.Module, task: Any = None) -> tuple[nn.Module, Plan]:
+    """Undo `prepare_qat`, in place: the float model with the trained weights, and the plan with the final ranges.
+
+    `apply(model, plan)` then computes what the fake-quantized model computed. Ranges of module outputs, which only an
+    export needs, have moved with the weights: they are calibrated again on the task, and dropped without one.
+    """
+    plan = getattr(model, _PLAN, None)
+    fakes = {path: module for path, module in model.named_modules() if isinstance(module, FakeQuantized)}
+    if plan is None or not fakes:
+        raise UsageError("this model was not prepared for quantization-aware training: call prepare_qat first")
+    decisions = dict(plan.decisions)
+    if decisions.get("outputs"):
+        decisions["outputs"] = output_ranges(model, list(decisions["outputs"]), task, decisions) if task else {}
+    decisions["modules"] = {
+        path: {"type": entry["type"], **fakes[path].final().to_json()} for path, entry in decisions["modules"].items()
+    }
+    for path, module in fakes.items():
+        replace(model, path, module.restored())
+    object.__delattr__(model, _PLAN)
+    return model, Plan(plan.kind, decisions)

@@ -1,0 +1,307 @@
+"""Laws that every public objective keeps. A new objective without an entry in CASES fails the first test."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+import limbeck.objectives as room
+from limbeck.errors import UsageError
+from limbeck.objectives import (
+    CrossEntropy,
+    EmbeddingDistance,
+    Hint,
+    MeanSquaredError,
+    Objective,
+    SimilarityDistillation,
+    SoftTargets,
+)
+from limbeck.signals import Signals
+
+B, L, D = 6, 5, 4
+VECTORS, TOKENS, MAPS = (B, D), (B, L, D), (B, D, 3, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting of one objective and the shape of the signal it reads."""
+
+    objective: Objective
+    shape: tuple[int, ...] = VECTORS
+    reads_teacher: bool = True
+    per_example: bool = True  # the loss of a batch is the mean of the losses of its examples
+
+    @property
+    def signal(self) -> str:
+        return next(iter(self.objective.reads.student))
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
+        return isinstance(self.objective, CrossEntropy) or getattr(self.objective, "positions", "") == "labelled"
+
+    @property
+    def width_axis(self) -> int:
+        return 1 if len(self.shape) == 4 else -1
+
+
+CASES = {
+    "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
+    "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
+    "cross_entropy-tokens": Case(CrossEntropy(), TOKENS, reads_teacher=False),
+    "soft_targets": Case(SoftTargets()),
+    "soft_targets-cold": Case(SoftTargets(temperature=0.7)),
+    "soft_targets-tokens": Case(SoftTargets(temperature=2.0), TOKENS),
+    "soft_targets-all": Case(SoftTargets(positions="all"), TOKENS),
+    "mean_squared_error": Case(MeanSquaredError()),
+    "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
+    "hint-vectors": Case(Hint("layer")),
+    "hint-tokens": Case(Hint("layer"), TOKENS),
+    "hint-maps": Case(Hint("layer"), MAPS),
+    "hint-l1": Case(Hint("layer", loss="l1"), MAPS),
+    "hint-cosine": Case(Hint("layer", loss="cosine"), MAPS),
+    "hint-norm": Case(Hint("layer", loss="half_squared_norm"), MAPS),
+    "hint-norm-tokens": Case(Hint("layer", loss="half_squared_norm"), TOKENS),
+    "embedding": Case(EmbeddingDistance()),
+    "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
+    "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
+    "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
+    "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
+    "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
+}
+
+
+def cases(wanted):
+    """Run a test over the cases that `wanted` accepts."""
+    found = {name: case for name, case in CASES.items() if wanted(case)}
+    return pytest.mark.parametrize("case", found.values(), ids=found)
+
+
+every = cases(lambda case: True)
+of_teachers = cases(lambda case: case.reads_teacher)
+per_example = cases(lambda case: case.per_example)
+
+
+def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Student's signal, teacher's signal and a batch without masks."""
+    draw = torch.Generator().manual_seed(seed)
+    student, teacher = (scale * torch.randn(case.shape, generator=draw) for _ in range(2))
+    labels = torch.randint(0, D, case.shape[:-1] if len(case.shape) < 4 else (B,), generator=draw)
+    return student, teacher, {"labels": labels, "index": torch.arange(B)}
+
+
+def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
+    objective = objective or case.objective
+    return objective(Signals({case.signal: student}), Signals({case.signal: teacher}), batch).value
+
+
+def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
+    student = student.clone().requires_grad_()
+    value(case, student, teacher, batch).backward()
+    return student.grad
+
+
+def take(batch, rows):
+    return {name: entry[rows] for name, entry in batch.items()}
+
+
+def public_objectives():
+    found = (getattr(room, name) for name in room.__all__)
+    bases = ("Objective", "Sum")
+    return {o for o in found if inspect.isclass(o) and issubclass(o, Objective) and o.__name__ not in bases}
+
+
+def test_every_public_objective_has_a_case():
+    assert public_objectives() == {type(case.objective) for case in CASES.values()}
+
+
+@every
+def test_it_is_a_frozen_dataclass_and_hashable(case):
+    assert dataclasses.is_dataclass(case.objective)
+    assert case.objective == dataclasses.replace(case.objective)
+    hash(case.objective)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        case.objective.name = "other"
+
+
+@of_teachers
+def test_a_teacher_that_agrees_costs_nothing(case):
+    student, _, batch = example(case)
+    assert abs(float(value(case, student, student.clone(), batch))) < 1e-6
+
+
+@of_teachers
+def test_a_teacher_that_differs_costs_something(case):
+    student, teacher, batch = example(case)
+    assert float(value(case, student, teacher, batch)) > 1e-3
+
+
+@every
+def test_weights_scale_and_weight_zero_removes(case):
+    student, teacher, batch = example(case)
+    alone = value(case, student, teacher, batch)
+    torch.testing.assert_close(value(case, student, teacher, batch, 2.5 * case.objective), 2.5 * alone)
+    doubled = value(case, student, teacher, batch, case.objective + case.objective)
+    torch.testing.assert_close(doubled, 2 * alone)
+    other = MeanSquaredError()
+    both = 0 * case.objective + other
+    assert both.reads == other.reads
+    signals = Signals({"logits": student}), Signals({"logits": teacher})
+    if len(case.shape) < 4:
+        torch.testing.assert_close(both(*signals, batch).value, other(*signals, batch).value)
+    with pytest.raises(UsageError, match="weight 0"):
+        value(case, student, teacher, batch, 0 * case.objective)
+
+
+@every
+def test_the_gradient_reaches_the_student_and_never_the_teacher(case):
+    student, teacher, batch = example(case)
+    student.requires_grad_(), teacher.requires_grad_()
+    value(case, student, teacher, batch).backward()
+    assert bool(student.grad.isfinite().all())
+    assert float(student.grad.abs().max()) > 1e-6
+    assert teacher.grad is None
+
+
+@every
+def test_order_of_the_batch_does_not_matter(case):
+    student, teacher, batch = example(case)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(
+        value(case, student[order], teacher[order], take(batch, order)), value(case, student, teacher, batch)
+    )
+
+
+@every
+def test_order_of_the_classes_or_features_does_not_matter(case):
+    student, teacher, batch = example(case)
+    order = torch.tensor([2, 0, 3, 1])
+    renamed = batch | {"labels": order.argsort()[batch["labels"]]}
+    moved = (x.index_select(case.width_axis, order) for x in (student, teacher))
+    torch.testing.assert_close(value(case, *moved, renamed), value(case, student, teacher, batch))
+
+
+@per_example
+def test_a_batch_is_the_mean_of_its_examples(case):
+    student, teacher, batch = example(case)
+    each = [value(case, student[i : i + 1], teacher[i : i + 1], take(batch, slice(i, i + 1))) for i in range(B)]
+    torch.testing.assert_close(torch.stack(each).mean(), value(case, student, teacher, batch))
+
+
+@every
+def test_an_example_of_weight_zero_is_not_there(case):
+    student, teacher, batch = example(case)
+    weight = torch.tensor([1.0, 0, 1, 1, 0, 1])
+    kept = weight.nonzero().squeeze(1)
+    student[weight == 0], teacher[weight == 0] = torch.nan, torch.nan
+    weighted = batch | {"sample_weight": weight}
+    expected = value(case, student[kept], teacher[kept], take(batch, kept))
+    torch.testing.assert_close(value(case, student, teacher, weighted), expected)
+    slope = gradient(case, student, teacher, weighted)
+    assert float(slope[weight == 0].abs().max()) == 0
+    torch.testing.assert_close(slope[kept], gradient(case, student[kept], teacher[kept], take(batch, kept)))
+
+
+@per_example
+def test_weights_count_as_repetitions(case):
+    student, teacher, batch = example(case)
+    rows = torch.tensor([0, 1, 1, 1, 2, 3, 4, 5])
+    expected = value(case, student[rows], teacher[rows], take(batch, rows))
+    weighted = batch | {"sample_weight": torch.tensor([1.0, 3, 1, 1, 1, 1])}
+    torch.testing.assert_close(value(case, student, teacher, weighted), expected)
+
+
+def padding_is_absent(case: Case, masked: dict[str, Tensor]) -> None:
+    """The last two tokens do not count: same loss as without them, no gradient to them, not even from NaN."""
+    student, teacher, batch = example(case)
+    student[:, 3:], teacher[:, 3:] = torch.nan, torch.nan
+    padded, cut = batch | masked, batch | {"labels": batch["labels"][:, :3]}
+    torch.testing.assert_close(value(case, student, teacher, padded), value(case, student[:, :3], teacher[:, :3], cut))
+    slope = gradient(case, student, teacher, padded)
+    assert float(slope[:, 3:].abs().max()) == 0
+    torch.testing.assert_close(slope[:, :3], gradient(case, student[:, :3], teacher[:, :3], cut))
+
+
+@cases(lambda case: case.shape is TOKENS)
+def test_padded_tokens_contribute_nothing(case):
+    mask = torch.ones(B, L, dtype=torch.long)
+    mask[:, 3:] = 0
+    padding_is_absent(case, {"attention_mask": mask})
+
+
+@cases(lambda case: case.shape is TOKENS and case.counts_labels)
+def test_ignored_labels_contribute_nothing(case):
+    labels = example(case)[2]["labels"].clone()
+    labels[:, 3:] = -100
+    padding_is_absent(case, {"labels": labels})
+
+
+@every
+def test_a_batch_where_nothing_counts_costs_nothing(case):
+    student, teacher, batch = example(case)
+    nothing = batch | {"sample_weight": torch.zeros(B)}
+    assert float(value(case, student, teacher, nothing)) == 0
+    assert float(gradient(case, student, teacher, nothing).abs().max()) == 0
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    student, teacher, batch = example(case, scale=3.0)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    loss = value(case, student, teacher, batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, value(case, student.float(), teacher.float(), batch), rtol=1e-6, atol=1e-7)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = value(case, student, teacher, batch)
+    torch.testing.assert_close(inside, loss, rtol=1e-6, atol=1e-7)
+
+
+@every
+def test_extreme_values_give_no_nan(case):
+    for draw in range(3):
+        student, teacher, batch = example(case, seed=draw)
+        student, teacher = 1e4 * student.sign(), 1e4 * teacher.sign()
+        assert bool(value(case, student, teacher, batch).isfinite())
+        assert bool(gradient(case, student, teacher, batch).isfinite().all())
+
+
+@of_teachers
+def test_it_reads_what_it_says(case):
+    student, teacher, batch = example(case)
+    empty = Signals({})
+    with pytest.raises(UsageError, match="signal"):
+        case.objective(empty, Signals({case.signal: teacher}), batch)
+    with pytest.raises(UsageError, match="signal"):
+        case.objective(Signals({case.signal: student}), empty, batch)
+
+
+NONSENSE = [
+    (lambda: SoftTargets(temperature=0), "temperature"),
+    (lambda: SoftTargets(temperature=-1.0), "temperature"),
+    (lambda: SoftTargets(temperature=float("nan")), "temperature"),
+    (lambda: SoftTargets(temperature="4"), "temperature"),
+    (lambda: SoftTargets(positions="some"), "positions"),
+    (lambda: SoftTargets(classes=(1,)), "classes"),
+    (lambda: SoftTargets(classes=(1, 1)), "classes"),
+    (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
+    (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
+    (lambda: Hint("layer*"), "one signal"),
+    (lambda: Hint(""), "one signal"),
+    (lambda: Hint("layer", loss="mes"), "mse"),
+    (lambda: Hint("layer", projector="conv"), "convolution"),
+    (lambda: Hint("layer", resizing="crop"), "resizing"),
+    (lambda: EmbeddingDistance(mean_squared_error=0.0), "nothing to minimize"),
+    (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
+    (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
+    (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: float("inf") * SoftTargets(), "finite"),
+]
+
+
+@pytest.mark.parametrize(("make", "named"), NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_refused_at_construction(make, named):
+    with pytest.raises(UsageError, match=named):
+        make()

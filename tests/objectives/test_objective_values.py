@@ -1,0 +1,383 @@
+"""Every objective against an independent computation in float64: its value and its gradient, to 1e-5."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.errors import UsageError
+from limbeck.objectives import (
+    CrossEntropy,
+    EmbeddingDistance,
+    Hint,
+    MeanSquaredError,
+    SimilarityDistillation,
+    SoftTargets,
+    divergences,
+)
+from limbeck.signals import Signals
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def agree(objective, student, teacher, batch, reference, name="logits", connectors=None):
+    """The objective in float32 and `reference(student, teacher)` in float64: same value, same gradient."""
+    ours = student.clone().requires_grad_()
+    loss = objective(Signals({name: ours}), Signals({name: teacher}), batch, connectors).value
+    loss.backward()
+    theirs = student.double().requires_grad_()
+    expected = reference(theirs, teacher.double())
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
+    scale = float(theirs.grad.abs().max())
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5 * scale)
+
+
+def softmax(z):
+    e = (z - z.max()).exp()
+    return e / e.sum()
+
+
+def test_cross_entropy_of_hard_labels_with_weights_and_ignored_ones():
+    z, y, w = draw(5, 4), torch.tensor([1, 3, -100, 0, 2]), torch.tensor([1.0, 2.0, 5.0, 0.5, 1.0])
+
+    def reference(z, _):
+        terms = [(wi, -torch.log(softmax(zi)[yi])) for zi, yi, wi in zip(z, y, w) if yi != -100]
+        return sum(wi * li for wi, li in terms) / sum(wi for wi, _ in terms)
+
+    agree(CrossEntropy(), z, z, {"labels": y, "sample_weight": w}, reference)
+
+
+def test_cross_entropy_smoothed_and_soft():
+    z, p = draw(5, 4), torch.softmax(draw(5, 4, seed=9), -1)
+
+    def reference(z, _):
+        target = 0.9 * p.double() + 0.1 / 4
+        return sum(-(ti * torch.log(softmax(zi))).sum() for zi, ti in zip(z, target)) / 5
+
+    agree(CrossEntropy(0.1), z, z, {"labels": p}, reference)
+
+
+def test_cross_entropy_is_torchs_own_for_language_models():
+    z, y = draw(2, 3, 7), torch.tensor([[1, 2, -100], [6, 0, 3]])
+
+    def reference(z, _):
+        return nn.functional.cross_entropy(z.flatten(0, 1), y.flatten(), label_smoothing=0.3)
+
+    agree(CrossEntropy(0.3), z, z, {"labels": y}, reference)
+
+
+def test_cross_entropy_with_another_ignored_label():
+    z = draw(3, 4)
+    loss = CrossEntropy(ignore_index=0)(Signals({"logits": z}), Signals({}), {"labels": torch.tensor([0, 2, 0])}).value
+    torch.testing.assert_close(loss, -torch.log_softmax(z, -1)[1, 2])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_soft_targets(temperature):
+    z, t = draw(5, 6), 3 * draw(5, 6, seed=1)
+
+    def reference(z, t):
+        total = 0.0
+        for zi, ti in zip(z, t):
+            q, p = softmax(zi / temperature), softmax(ti / temperature)
+            total = total + sum(pc * (torch.log(pc) - torch.log(qc)) for pc, qc in zip(p, q))
+        return temperature**2 * total / 5
+
+    agree(SoftTargets(temperature), z, t, {}, reference)
+
+
+def test_soft_targets_has_the_closed_form_gradient():
+    """dL/dz = T (softmax(z / T) - softmax(t / T)) / positions."""
+    z, t = draw(5, 6).requires_grad_(), draw(5, 6, seed=1)
+    SoftTargets(3.0)(Signals({"logits": z}), Signals({"logits": t}), {}).value.backward()
+    expected = 3.0 * (torch.softmax(z.detach() / 3, -1) - torch.softmax(t / 3, -1)) / 5
+    torch.testing.assert_close(z.grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_soft_targets_tend_to_centred_logit_matching_at_high_temperature():
+    """Hinton et al. 2015, section 2.1: with zero-mean logits the gradient tends to (z - t) / C."""
+    z, t = (x - x.mean(-1, keepdim=True) for x in (draw(4, 5).double(), draw(4, 5, seed=1).double()))
+    z.requires_grad_()
+    SoftTargets(1e4)(Signals({"logits": z}), Signals({"logits": t}), {}).value.backward()
+    torch.testing.assert_close(z.grad, (z.detach() - t) / 5 / 4, rtol=1e-3, atol=1e-5)
+
+
+def test_soft_targets_average_over_tokens_that_count():
+    z, t, mask = draw(2, 3, 5), draw(2, 3, 5, seed=1), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    labels = torch.tensor([[2, -100, 1], [0, 0, 0]])
+
+    def reference(z, t):
+        pairs = [(z[b, i], t[b, i]) for b, i in ((0, 0), (0, 2), (1, 0))]
+        return (
+            4
+            * sum(
+                (softmax(ti / 2) * (torch.log(softmax(ti / 2)) - torch.log(softmax(zi / 2)))).sum() for zi, ti in pairs
+            )
+            / 3
+        )
+
+    agree(SoftTargets(2.0), z, t, {"labels": labels, "attention_mask": mask}, reference)
+
+
+def test_soft_targets_of_some_of_the_teachers_classes():
+    z, t = draw(4, 3), draw(4, 6, seed=1)
+    ours = SoftTargets(2.0, classes=(5, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
+    same = SoftTargets(2.0)(Signals({"logits": z}), Signals({"logits": t[:, [5, 0, 2]]}), {}).value
+    torch.testing.assert_close(ours, same)
+
+
+def test_unlabelled_examples_teach_when_asked():
+    z, t, batch = draw(4, 3), draw(4, 3, seed=1), {"labels": torch.tensor([0, -100, -100, 1])}
+    signals = Signals({"logits": z}), Signals({"logits": t})
+    torch.testing.assert_close(SoftTargets(positions="all")(*signals, batch).value, SoftTargets()(*signals, {}).value)
+    kept = Signals({"logits": z[[0, 3]]}), Signals({"logits": t[[0, 3]]})
+    torch.testing.assert_close(SoftTargets()(*signals, batch).value, SoftTargets()(*kept, {}).value)
+
+
+def test_mean_squared_error():
+    z, t = draw(5, 6), draw(5, 6, seed=1)
+    agree(
+        MeanSquaredError(), z, t, {}, lambda z, t: sum((zi - ti) ** 2 for zi, ti in zip(z.flatten(), t.flatten())) / 30
+    )
+
+
+def test_teachers_with_impossible_classes_keep_the_divergence_finite():
+    """Scores of -inf (masked tokens) on both sides: a class that cannot occur contributes nothing."""
+    z, t = draw(3, 5), draw(3, 5, seed=1)
+    z[:, 2], t[:, 2] = -math.inf, -math.inf
+    z.requires_grad_()
+    loss = SoftTargets(2.0)(Signals({"logits": z}), Signals({"logits": t}), {}).value
+    loss.backward()
+    kept = [0, 1, 3, 4]
+    expected = SoftTargets(2.0)(Signals({"logits": z[:, kept]}), Signals({"logits": t[:, kept]}), {}).value
+    torch.testing.assert_close(loss, expected)
+    assert bool(z.grad.isfinite().all())
+
+
+def test_the_divergence_is_not_symmetric_and_knows_its_sides():
+    p, q = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+    forward = 0.7 * math.log(0.7 / 0.2) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.5)
+    assert math.isclose(float(divergences.kl_divergence(p, q)), forward, rel_tol=1e-6)
+    assert not math.isclose(float(divergences.kl_divergence(q, p)), forward, rel_tol=1e-2)
+
+
+def project(connector, x):
+    """A projector in float64, by hand: x (..., D) times weight plus bias."""
+    weight = connector.weight.detach().double().flatten(1)
+    return x @ weight.T + connector.bias.detach().double()
+
+
+def connectors_of(objective, student, teacher, name="layer"):
+    torch.manual_seed(0)
+    return objective.connectors(Signals({name: student}), Signals({name: teacher}))
+
+
+def test_hint_of_maps_with_projector_and_pooling():
+    s, t, objective = draw(2, 3, 4, 4), draw(2, 5, 2, 2, seed=1), Hint("layer")
+    made = connectors_of(objective, s, t)
+    assert isinstance(made["projector"], nn.Conv2d)
+
+    def reference(s, t):
+        pooled = torch.stack(
+            [s[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3)) for i in (0, 1) for j in (0, 1)], 1
+        )
+        return (project(made["projector"], pooled) - t.flatten(2).transpose(1, 2)).square().sum() / (2 * 4 * 5)
+
+    agree(objective, s, t, {}, reference, "layer", made)
+
+
+def test_hint_interpolates_to_the_teachers_size_when_asked():
+    s, t, objective = draw(2, 3, 2, 2), draw(2, 3, 4, 4, seed=1), Hint("layer", resizing="interpolate")
+
+    def reference(s, t):
+        weights = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], dtype=torch.float64)  # half-pixel centres
+        return (torch.einsum("ip,bcpq,jq->bcij", weights, s, weights) - t).square().mean()
+
+    agree(objective, s, t, {}, reference, "layer")
+
+
+def test_the_paper_form_of_the_hint_is_half_the_squared_norm():
+    s, t = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
+    objective = Hint("layer", loss="half_squared_norm")
+    agree(objective, s, t, {}, lambda s, t: 0.5 * (s - t).square().sum() / 2, "layer")
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [
+        ("l1", lambda s, t: (s - t).abs().sum() / 30),
+        ("cosine", lambda s, t: sum(1 - (a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(s, t)) / 5),
+    ],
+)
+def test_other_distances_of_vectors(loss, reference):
+    agree(Hint("layer", loss=loss), draw(5, 6), draw(5, 6, seed=1), {}, reference, "layer")
+
+
+def test_hint_of_tokens_with_projector():
+    s, t, mask, objective = draw(2, 3, 4), draw(2, 3, 6, seed=1), torch.tensor([[1, 1, 0], [1, 0, 0]]), Hint("layer")
+    made = connectors_of(objective, s, t)
+    assert isinstance(made["projector"], nn.Linear)
+
+    def reference(s, t):
+        kept = ((0, 0), (0, 1), (1, 0))
+        return sum((project(made["projector"], s[b, i]) - t[b, i]).square().mean() for b, i in kept) / 3
+
+    agree(objective, s, t, {"attention_mask": mask}, reference, "layer", made)
+
+
+def test_attention_maps_count_pairs_of_real_tokens_only():
+    s, t, mask = draw(2, 2, 3, 3), draw(2, 2, 3, 3, seed=1), torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+    def reference(s, t):
+        return ((s[0] - t[0]).square().sum() + (s[1, :, :2, :2] - t[1, :, :2, :2]).square().sum()) / (2 * (9 + 4))
+
+    agree(Hint("attention"), s, t, {"attention_mask": mask}, reference, "attention")
+
+
+def test_maps_beside_tokens_and_vectors():
+    maps, tokens, vectors = draw(2, 3, 4, 4), draw(2, 5, 3, seed=1), draw(2, 3, seed=2)
+
+    def reference(s, t):  # the class token is left out; 4 x 4 places are averaged to 2 x 2
+        pooled = s.reshape(2, 3, 2, 2, 2, 2).mean((3, 5))
+        return (pooled - t[:, 1:].transpose(1, 2).reshape(2, 3, 2, 2)).square().mean()
+
+    agree(Hint("layer"), maps, tokens, {}, reference, "layer")
+    agree(Hint("layer"), maps, vectors, {}, lambda s, t: (s.mean((2, 3)) - t).square().mean(), "layer")
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+    def averaged(s, t):
+        return (torch.stack([s[0, :3].mean(0), s[1].mean(0)]) - t).square().mean()
+
+    agree(Hint("layer"), tokens, vectors, {"attention_mask": mask}, averaged, "layer")
+
+
+def test_the_projector_learns_with_the_student():
+    objective = Hint("a", "b") + EmbeddingDistance()
+    student = Signals({"a": draw(3, 4).requires_grad_(), "logits": draw(3, 5).requires_grad_()})
+    teacher = Signals({"b": draw(3, 6, seed=1), "logits": draw(3, 2, seed=1)})
+    made = objective.connectors(student, teacher)
+    assert set(made) == {"0_projector", "1_projector"}
+    objective(student, teacher, {}, made).value.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for module in made.values() for p in module.parameters())
+
+
+def test_embedding_distance_with_both_terms():
+    s, t, objective = (
+        draw(4, 3),
+        draw(4, 5, seed=1),
+        EmbeddingDistance(mean_squared_error=2.0, cosine=0.5, normalize=True),
+    )
+    made = connectors_of(objective, s, t, "logits")
+
+    def reference(s, t):
+        total = 0.0
+        for si, ti in zip(project(made["projector"], s), t):
+            si, ti = si / si.norm(), ti / ti.norm()
+            total = total + 2.0 * ((si - ti) ** 2).sum() / 5 + 0.5 * (1 - (si * ti).sum())
+        return total / 4
+
+    agree(objective, s, t, {}, reference, connectors=made)
+
+
+def cosines(x):
+    return [[(a @ b) / (a.norm() * b.norm()) for b in x] for a in x]
+
+
+def test_similarity_distillation_as_divergence_of_rows():
+    s, t = draw(5, 3), draw(5, 4, seed=1)
+
+    def reference(s, t):
+        total, ours, theirs = 0.0, cosines(s), cosines(t)
+        for i in range(5):
+            q = softmax(torch.stack([ours[i][j] for j in range(5) if j != i]) / 0.1)
+            p = softmax(torch.stack([theirs[i][j] for j in range(5) if j != i]) / 0.1)
+            total = total + (p * (torch.log(p) - torch.log(q))).sum()
+        return total / 5
+
+    agree(SimilarityDistillation(temperature=0.1), s, t, {}, reference)
+
+
+def test_similarity_distillation_as_squared_error():
+    s, t = draw(5, 3), draw(5, 4, seed=1)
+
+    def reference(s, t):
+        ours, theirs = cosines(s), cosines(t)
+        return sum((ours[i][j] - theirs[i][j]) ** 2 for i in range(5) for j in range(5) if i != j) / 20
+
+    agree(SimilarityDistillation(loss="mse"), s, t, {}, reference)
+
+
+def test_similarity_needs_candidates():
+    two = Signals({"logits": draw(2, 3)})
+    with pytest.raises(UsageError, match="at least 3"):
+        SimilarityDistillation().connectors(two, two)
+    assert SimilarityDistillation(loss="mse").connectors(two, two) == {}
+    signals = Signals({"logits": draw(2, 3)}), Signals({"logits": draw(2, 3, seed=1)})
+    assert float(SimilarityDistillation()(*signals, {}).value) == 0  # the rest of an epoch
+    assert float(SimilarityDistillation(loss="mse")(*signals, {}).value) > 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "student", "teacher", "named"),
+    [
+        (SoftTargets(), (4, 10), (4, 100), "10 classes and the teacher 100"),
+        (MeanSquaredError(), (4, 10), (4, 100), "10 classes and the teacher 100"),
+        (SoftTargets(), (4, 10), (5, 10), "positions"),
+        (SoftTargets(), (4, 1), (4, 1), "at least two classes"),
+        (SoftTargets(), (4,), (4,), "at least two classes"),
+        (SoftTargets(classes=(0, 7)), (4, 2), (4, 5), "classes names 7"),
+        (EmbeddingDistance(), (4, 10), (4, 7), "projector"),
+        (EmbeddingDistance(projector="none"), (4, 10), (4, 7), "width 10"),
+        (Hint("logits"), (4, 5, 3), (4, 6, 3), "length 5"),
+        (Hint("logits"), (4, 3, 2, 2), (4, 3, 3), "square"),
+        (Hint("logits"), (4,), (4, 3), "shape"),
+        (Hint("logits"), (4, 3), (5, 3), "4 examples"),
+        (Hint("logits", projector="linear"), (4, 3, 2, 2), (4, 3, 2, 2), "convolution"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(objective, student, teacher, named):
+    with pytest.raises(UsageError, match=named):
+        objective(Signals({"logits": torch.randn(student)}), Signals({"logits": torch.randn(teacher)}), {})
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (torch.zeros(4, 1, dtype=torch.long), "do not fit"),
+        (torch.zeros(1, dtype=torch.long), "do not fit"),
+        (torch.zeros(4), "do not fit"),
+        (torch.zeros(4, 1), "do not fit"),
+        (torch.tensor([0, 1, 3, 2]), "label 3"),
+        (torch.tensor([0, 1, -1, 2]), "label -1"),
+        (None, "needs batch"),
+    ],
+)
+def test_labels_that_would_broadcast_or_do_not_exist_are_refused(labels, named):
+    batch = {} if labels is None else {"labels": labels}
+    with pytest.raises(UsageError, match=named):
+        CrossEntropy()(Signals({"logits": draw(4, 3)}), Signals({}), batch)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    signals = Signals({"logits": draw(2, 3, 4)})
+    with pytest.raises(UsageError, match="attention_mask"):
+        SoftTargets()(signals, signals, {"attention_mask": torch.ones(2, 4)})
+    with pytest.raises(UsageError, match="sample_weight"):
+        SoftTargets()(signals, signals, {"sample_weight": torch.ones(2, 3)})
+
+
+def test_parts_are_named_and_unweighted():
+    s, t = (
+        Signals({"logits": draw(4, 3), "a": draw(4, 2)}),
+        Signals({"logits": draw(4, 3, seed=1), "a": draw(4, 2, seed=1)}),
+    )
+    batch = {"labels": torch.tensor([0, 1, 2, 0])}
+    objective = 0.5 * CrossEntropy() + SoftTargets() + 2 * Hint("a") + Hint("a", loss="l1")
+    loss = objective(s, t, batch)
+    assert list(loss.parts) == ["CrossEntropy", "SoftTargets", "Hint(a)", "Hint(a)#3"]
+    weights = (0.5, 1, 2, 1)
+    torch.testing.assert_close(loss.value, sum(w * p for w, p in zip(weights, loss.parts.values())))
