@@ -18,10 +18,9 @@ from torch.nn import functional as F
 
 from limbeck.errors import ArtifactError, UsageError
 from limbeck.plan import Plan
+from limbeck.pruning.configuration import depth_changes, set_configuration
 from limbeck.pruning.importance import _check_calibration, calibration_batches, unchanged
 from limbeck.signals import Tap, call, match_paths, to_device
-
-LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "depth")
 
 
 def angular_distance(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -131,7 +130,7 @@ class PruneLayers:
             {
                 "kept": kept,
                 "layers": lengths,
-                "config": _config_changes(model, lengths, kept),
+                "config": depth_changes(model, lengths, kept),
                 "left_alone": dict.fromkeys(fixed, "its output has another shape than its input"),
                 "settings": {"scorer": repr(self.scorer)},
             },
@@ -191,10 +190,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             for inner in module.modules():
                 if vars(inner).get("layer_idx") == old:
                     inner.layer_idx = position
-    for path, values in plan.decisions["config"].items():
-        config = model.get_submodule(path).config
-        for name, value in values.items():
-            setattr(config, name, value)
+    set_configuration(model, plan.decisions["config"])
     return model
 
 
@@ -263,26 +259,3 @@ def _even(stacks: Mapping[str, list[str]], fixed: Sequence[str], count: int) -> 
         picks = [0] if size == 1 else [round(i * (len(blocks) - 1) / (size - 1)) for i in range(size)]
         chosen |= {blocks[i] for i in picks}
     return chosen | set(fixed)
-
-
-def _config_changes(
-    model: nn.Module, lengths: Mapping[str, int], kept: Mapping[str, list[int]]
-) -> dict[str, dict[str, Any]]:
-    """{module path: {configuration field: new value}} for the counts and per-layer lists that state a stack's length."""
-    if len(lengths) != 1:
-        return {}
-    ((path, length),) = lengths.items()
-    changes: dict[str, dict[str, Any]] = {}
-    seen: set[int] = set()
-    for owner, module in model.named_modules():
-        config = getattr(module, "config", None)
-        if config is None or id(config) in seen or isinstance(config, (dict, str)):
-            continue
-        seen.add(id(config))
-        values = {name: len(kept[path]) for name in LAYER_COUNTS if getattr(config, name, None) == length}
-        for name, value in vars(config).items():
-            if isinstance(value, list) and len(value) == length and "layer" in name:
-                values[name] = [value[i] for i in kept[path]]
-        if values and path.startswith(owner):
-            changes[owner] = values
-    return changes

@@ -71,6 +71,10 @@ class Sparsify:
         if not modules:
             raise UsageError(f"Sparsify: no weight of {type(model).__name__} can be masked: {left}")
         statistics = measure(model, task, self.scorer, list(modules))
+        if "inputs" in self.scorer.needs:
+            for path in [path for path in modules if path not in statistics.inputs]:
+                left[path] = "it was not called on the calibration data"
+                del modules[path]
         scores = {path: weight_scores(path, module, self.scorer, statistics) for path, module in modules.items()}
         if self.pattern == "2:4":
             masks = {path: two_of_four(s, input_axis(modules[path])) for path, s in scores.items()}

@@ -23,7 +23,7 @@ from limbeck.pruning.groups import Group, attribute_values, cut, find_groups, ke
 from limbeck.pruning.importance import Context, Scorer, Statistics, Taylor, measure
 from limbeck.pruning.selection import parameters_after, select
 from limbeck.pruning.slicing import dimensions
-from limbeck.signals import match_paths
+from limbeck.signals import match_paths, to_device
 
 
 @dataclass(frozen=True)

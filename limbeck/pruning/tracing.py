@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from limbeck.pruning.slicing import dimensions, is_conv1d, is_depthwise, width
 from limbeck.signals import call
 
-_STEPS_PER_NODE = 300  # how often one walk may look at a node's neighbours before it counts as endless
+_STEPS_PER_NODE = 6  # how many steps one walk may take before it counts as endless; the walks that end take up to 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ def trace(probe: nn.Module, example: Mapping[str, Any], outputs: Sequence[str], 
         path = paths.get(module)
         if path is None or path in covered or is_depthwise(module) or isinstance(module, nn.PReLU):
             continue
-        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not is_conv1d(module):
+        if not isinstance(module, (nn.Linear, _ConvNd)) and not is_conv1d(module):
             continue
         if not dimensions(module):
             yield path, f"a {type(module).__name__} of this form cannot be sliced"
@@ -98,9 +99,18 @@ def trace(probe: nn.Module, example: Mapping[str, Any], outputs: Sequence[str], 
             yield path, f"its dependencies could not be traced: {error}"
             continue
         found = _convert(path, module, traced, paths)
+        made = [paths[m] for m in _producers(traced) if m in paths]
+        covered.update(made)
         if isinstance(found, Group):
-            covered.update(m.path for m in found.members if m.axis == "out")
-        yield path, found
+            yield path, found
+        else:
+            yield from ((other, found) for other in dict.fromkeys([path, *made]))
+
+
+def _producers(traced: Any) -> list[nn.Module]:
+    """The layers whose outputs a traced group cuts."""
+    targets = [(entry.dep.target.module, entry.dep.handler.__name__) for entry in traced]
+    return [m for m, handler in targets if "out_channels" in handler and (_linear(m) or isinstance(m, _ConvNd))]
 
 
 def _detached(_: nn.Module, args: tuple) -> tuple:
