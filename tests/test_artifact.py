@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import artifact, manifest
+from limbeck import artifact, folders, manifest
 from limbeck.artifact import load, save
 from limbeck.build import Factory, lineage, with_lineage
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
@@ -246,6 +246,24 @@ def test_report_recipe_card_and_files(tmp_path):
         artifact.read_report(save(conv(), tmp_path / "b"))
 
 
+def test_folders_are_added_file_by_file_and_artifacts_are_copied_whole(tmp_path):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a.txt").write_text("a")
+    (tmp_path / "from" / "deep" / "b.txt").write_text("b")
+    folder = save(conv(), tmp_path / "a", extra_files={"exports/all": tmp_path / "from"})
+    assert {"exports/all/a.txt", "exports/all/deep/b.txt"} <= set(artifact.info(folder)["files"])
+    artifact.copy(folder, tmp_path / "b")
+    for path in folder.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "b" / path.relative_to(folder)).read_bytes()
+    load(tmp_path / "b", trust=[HERE])
+    with pytest.raises(UsageError, match="not a Limbeck artifact"):
+        artifact.copy(folder, tmp_path / "from")
+    (folder / "README.md").write_text("other")
+    with pytest.raises(ArtifactError, match=r"README.md .*was changed|README.md .* truncated"):
+        artifact.copy(folder, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "exports//x", "", "a\\b", "c:x", "exports/./x"])
 def test_extra_files_stay_inside(tmp_path, name):
     with pytest.raises(ArtifactError, match="not a file inside the artifact"):
@@ -256,7 +274,7 @@ def test_extra_files_stay_inside(tmp_path, name):
 def test_own_names_and_missing_sources_are_refused(tmp_path):
     with pytest.raises(UsageError, match="written by Limbeck itself"):
         save(conv(), tmp_path / "a", extra_files={"model.safetensors": b""})
-    with pytest.raises(UsageError, match="which is not a file"):
+    with pytest.raises(UsageError, match="which is not there"):
         save(conv(), tmp_path / "a", extra_files={"x": tmp_path / "absent"})
     with pytest.raises(UsageError, match="plain finite JSON"):
         save(conv(), tmp_path / "a", report={"x": float("nan")})
@@ -283,7 +301,7 @@ def test_an_artifact_is_replaced_whole_and_nothing_else_is(tmp_path):
 
 
 def test_an_artifact_is_replaced_where_folders_cannot_be_swapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
+    monkeypatch.setattr(folders, "exchange", lambda *_: False)
     save(conv(), tmp_path / "a")
     same(tied(), tmp_path / "a", TOKENS)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -297,14 +315,14 @@ def test_a_failure_while_writing_leaves_the_old_artifact(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (artifact, "_flush")):
+    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (folders, "flush")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(LimbeckError, match="No space left on device"):
                 save(tied(), folder)
     renames = iter([os.rename, full, os.rename])
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "_exchange", lambda *_: False)
+        patch.setattr(folders, "exchange", lambda *_: False)
         patch.setattr(os, "rename", lambda *a: next(renames)(*a))
         with pytest.raises(LimbeckError, match="No space left"):
             save(tied(), folder)

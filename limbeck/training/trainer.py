@@ -165,15 +165,9 @@ class _Run:
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         config = self.config
-        return self.task.batches(
-            "train",
-            min(config.batch_size, self.examples, config.limit or self.examples),
-            seed=self.seed,
-            epoch=epoch,
-            augment=config.augment,
-            limit=config.limit,
-            skip=skip,
-        )
+        choice = {"augment": config.augment, "limit": config.limit, "skip": skip}
+        for batch in self.task.batches("train", config.batch_size, seed=self.seed, epoch=epoch, **choice):
+            yield {**batch, "epoch": epoch}  # a cached teacher looks its answers up by it
 
     def _batches(self, step: int) -> Iterator[dict[str, Any]]:
         """The batches of steps `step`, `step + 1`, ... without end."""
