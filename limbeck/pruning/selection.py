@@ -35,14 +35,15 @@ def select(
             g.name: scores[g.name] if comparable else scores[g.name] / scores[g.name].mean().clamp_min(1e-30)
             for g in own
         }
-        ranked = torch.cat(list(values.values())).sort(descending=True).values
+        order = torch.cat(list(values.values())).sort(descending=True, stable=True).indices
+        owner = torch.cat([torch.full((g.items,), i) for i, g in enumerate(own)])[order]
 
-        def sizes(rank: int, own=own, values=values, ranked=ranked) -> dict[str, int]:
-            cut_off = ranked[rank - 1]
-            return {g.name: rounded(int((values[g.name] >= cut_off).sum()), g, round_to, minimum) for g in own}
+        def sizes(rank: int, own=own, owner=owner) -> dict[str, int]:
+            counted = owner[:rank].bincount(minlength=len(own)).tolist()
+            return {g.name: rounded(n, g, round_to, minimum) for g, n in zip(own, counted)}
 
-        target = keep * len(ranked)
-        low, high = 1, len(ranked)
+        target = keep * len(order)
+        low, high = 1, len(order)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if sum(sizes(middle).values()) >= target else (middle + 1, high)

@@ -3,9 +3,9 @@
 The tensors stay dense: a masked model has the size and the speed it had, and nothing here claims otherwise. The gain comes with
 a format or kernel that uses the zeros (2:4 tensor cores, compressed storage).
 
-Training on: an optimizer moves zeros, also through momentum. Whoever trains a masked model makes `MaskKeeper(model)` before the
-first step and calls it after every optimizer step (a Procedure does so in its `after_step`). The keeper reads the masks from
-the zeros themselves, so it needs no plan, and works on a resumed or later pruned model.
+Training on: an optimizer moves zeros, also through momentum. Whoever trains a masked model says
+`MaskKeeper(model).follow(procedure)` before the run; a loop of one's own calls the keeper after every optimizer step. The keeper
+reads the masks from the zeros themselves, so it needs no plan, and works on a resumed or later pruned model.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def reapply_masks(model: nn.Module, plan: Plan) -> nn.Module:
 class MaskKeeper:
     """Remembers which weights are zero now and sets them to zero again whenever it is called.
 
-    `paths`: the modules to keep; by default those that the mask plans of the model's lineage name. Call it (or hand it over as
-    an `after_step`) after every optimizer step.
+    `paths`: the modules to keep; by default those that the mask plans of the model's lineage name (then a model without such
+    a plan has nothing to keep, and calling does nothing).
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str] | None = None):
@@ -159,7 +159,19 @@ class MaskKeeper:
             if isinstance(weight, nn.Parameter):
                 self.masks[path] = weight.detach() == 0
 
-    def __call__(self, *_: Any) -> None:
+    def follow(self, procedure: Any) -> Any:
+        """Make a Procedure call this keeper first in its `after_step`; returns the procedure."""
+        if self.masks:
+            after = procedure.after_step
+
+            def after_step(state: Any) -> None:
+                self()
+                after(state)
+
+            procedure.after_step = after_step
+        return procedure
+
+    def __call__(self) -> None:
         for path, mask in self.masks.items():
             weight = self.model.get_submodule(path).weight
             if mask.device != weight.device:
