@@ -85,6 +85,22 @@ def make_conv(width: int) -> nn.Module:
     return Conv(width)
 
 
+class Noise(nn.Module):
+    """Random numbers before anything else, in no state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("noise", torch.rand(4), persistent=False)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.noise * self.scale
+
+
+def make_noise() -> nn.Module:
+    return Noise()
+
+
 def make_bert(hidden: int) -> nn.Module:
     from transformers import BertConfig, BertModel
 
@@ -139,6 +155,16 @@ def test_tied_weights_stay_tied_and_constants_come_back(tmp_path):
     architecture = json.loads((tmp_path / "a" / "architecture.json").read_text())
     assert architecture["tensors"]["shared"] == {"head.weight": "embedding.weight"}
     assert architecture["tensors"]["constants"] == ["noise"]  # `angles` is made again by the factory
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_numbers_that_a_constructor_draws_are_kept_whatever_the_seed(tmp_path, seed):
+    torch.manual_seed(seed)
+    model = with_lineage(Noise(), Factory(f"{HERE}:make_noise")).eval()
+    torch.manual_seed(seed)
+    save(model, tmp_path / "a")
+    torch.manual_seed(seed + 1)
+    assert torch.equal(load(tmp_path / "a", trust=[HERE])(torch.ones(4)), model(torch.ones(4)))
 
 
 def test_untied_copy_of_a_tied_architecture_is_not_tied_again(tmp_path):
@@ -420,6 +446,20 @@ def test_a_manifest_that_points_outside_is_refused(folder):
         rewrite_manifest(folder, files={**entry, name: {"bytes": 1, "sha256": "0" * 64}})
         with pytest.raises(ArtifactError, match="not a file inside the artifact"):
             load(folder, trust=[HERE])
+
+
+def test_an_edited_manifest_is_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1,', '"format": 1, '))
+    load(folder, trust=[HERE])  # spaces say nothing
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "limbeck": "0.0"}))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged or was changed"):
+        load(folder, trust=[HERE])
+    del content["files"]["report.json"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged or was changed"):
+        load(folder, trust=[HERE])
 
 
 def test_bombs_are_bounded(folder, monkeypatch):

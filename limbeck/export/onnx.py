@@ -99,7 +99,7 @@ def export_onnx(
         if precision == "int8" and quantized:
             from limbeck.export.qdq import export_qdq
 
-            export_qdq(model, example, file)
+            export_qdq(model, example, file, dynamic=dynamic)
         else:
             write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
             from limbeck.export import precision as precisions
@@ -118,12 +118,10 @@ def export_onnx(
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a Limbeck `quantize` plan was applied to the model."""
-    from limbeck.build import lineage
+    """Whether the model holds modules that Limbeck quantized to integers."""
+    from limbeck.quantization.modules import QuantizedModule
 
-    past = lineage(model)
-    marked = any(getattr(module, "limbeck_quantized", False) for module in model.modules())
-    return marked or (past is not None and any(plan.kind == "quantize" for plan in past.plans))
+    return any(isinstance(module, QuantizedModule) for module in model.modules())
 
 
 def check_quality(
