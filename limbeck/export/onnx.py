@@ -97,9 +97,12 @@ def export_onnx(
     with _folder_beside(path) as folder:
         file = folder / path.name
         if precision == "int8" and quantized:
-            from limbeck.export.qdq import export_qdq
+            from limbeck.export import encoder, qdq
 
-            export_qdq(model, example, file)
+            if encoder.fits(model) and set(example) == {"input_ids", "attention_mask"}:
+                encoder.write_encoder(model, file)
+            else:
+                qdq.export_qdq(model, example, file, dynamic=dynamic)
         else:
             write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
             from limbeck.export import precision as precisions
