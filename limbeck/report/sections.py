@@ -221,4 +221,4 @@ def measured(report: Report) -> str:
 
 def _table(head: tuple[str, ...], rows: list[str], label: str) -> str:
     titles = element("tr", *(element("th", text(words), scope="col") for words in head))
-    return _scroll(element("table", element("thead", titles), element("tbody", *rows)), label)
+    return _scroll(element("table", element("thead", titles), element("tbody", *rows), class_="plain"), label)

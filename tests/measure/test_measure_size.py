@@ -82,6 +82,12 @@ def test_real_quantized_modules(bits):
     assert reports_real_cost(model)
 
 
+def test_a_grouped_convolution_counts_its_groups():
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, groups=4, bias=False))
+    model = apply(model, Quantize(bits=8, activations=None).plan(model))
+    assert count_parameters(model) == 12 * 2 * 9 == layer_table(model)[0]["parameters"]
+
+
 def test_rows_add_up_to_the_model_and_to_what_safetensors_writes():
     model = resnet(8)
     rows = layer_table(model)
