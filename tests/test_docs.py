@@ -38,7 +38,9 @@ def command(line, monkeypatch, there):
     elif words[:1] == ["make"]:
         assert set(words[1:]) <= targets(), line
     else:
-        assert words[:2] in (["pip", "install"], ["git", "clone"]) or words[:1] == ["cd"], f"the docs show a command no test runs: {line}"
+        assert words[:2] in (["pip", "install"], ["git", "clone"]) or words[:1] == ["cd"], (
+            f"the docs show a command no test runs: {line}"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

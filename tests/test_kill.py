@@ -34,7 +34,16 @@ measure: {rounds: 3, threads: 1, throughput_batch_size: 4}
 
 def start(folder: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_STORE": str(folder / "store")}
-    command = [sys.executable, "-m", "limbeck", "compress", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "limbeck",
+        "compress",
+        str(folder / "recipe.yaml"),
+        "--out",
+        str(folder / "run"),
+        "--json",
+    ]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,7 +86,9 @@ def check(tmp_path: Path, kills: int, seed: int) -> None:
         assert found["weights"] == whole["weights"]
         names = [[stage["name"] for stage in report["report"]["stages"]] for report in (found, whole)]
         assert names[0] == names[1]
-        quality = [[s["measurements"]["accuracy"]["value"] for s in report["report"]["stages"]] for report in (found, whole)]
+        quality = [
+            [s["measurements"]["accuracy"]["value"] for s in report["report"]["stages"]] for report in (found, whole)
+        ]
         assert quality[0] == quality[1]
 
 
