@@ -48,8 +48,8 @@ def test_digests_depend_on_content_only():
 
 
 def test_locks_exclude_and_are_given_back(tmp_path):
-    with locked(tmp_path / "l", "somebody is here"):
-        with pytest.raises(LimbeckError, match="somebody is here"), locked(tmp_path / "l", "somebody is here"):
-            pass
-    with locked(tmp_path / "l", "somebody is here"):
+    path, words = tmp_path / "l", "somebody is here"
+    with locked(path, words), pytest.raises(LimbeckError, match=words), locked(path, words):
+        pass
+    with locked(path, words):
         pass
