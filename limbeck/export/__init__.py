@@ -1,6 +1,7 @@
 """Files for other runtimes: ONNX (float32, int8) and the transformers layout."""
 
 from limbeck.export.onnx import ExportResult, check_quality, export_onnx
-from limbeck.export.runtime import OnnxModel
+from limbeck.export.runtime import OnnxModel, session_options
+from limbeck.export.transformers_folder import export_transformers
 
-__all__ = ["ExportResult", "OnnxModel", "check_quality", "export_onnx"]
+__all__ = ["ExportResult", "OnnxModel", "check_quality", "export_onnx", "export_transformers", "session_options"]
