@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from limbeck.report.report import Report, Stage, pareto
 from limbeck.report.svg import Box, Frame, Scale, axes, element, place_labels, shorten, text
-from limbeck.report.words import DECIMAL, PERCENT, TIME, change, shown, significant, spread, title
-
-MOST_POINTS = 140  # of one curve; more steps are drawn as the mean of neighbours, with their range behind it
+from limbeck.report.words import DECIMAL, PERCENT, TIME, change, shown, spread, title
 
 
 def both(draw: Callable[[Frame], str], label: str, wide: Frame, narrow: Frame, **attributes: object) -> str:
@@ -134,92 +129,6 @@ def _staircase(points: Sequence[tuple[float, float]]) -> str:
     for x, y in points[1:]:
         path += f"H{x:.1f}V{y:.1f}"
     return element("path", class_="pareto", d=path)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart over training steps."""
-
-    name: str
-    steps: Sequence[float]
-    values: Sequence[float]
-    dots: bool = False
-
-
-def curves(lines: Sequence[Curve], name: str, what: str) -> str:
-    """Lines over the training step, with a readout of all of them at the step under the pointer."""
-    lines = [line for line in lines if line.values]
-    if not lines:
-        return ""
-    thinned = [thin(line.steps, line.values) for line in lines]
-    every = [value for line in thinned for row in line for value in row[2:]]
-    wide_range = min(every) > 0 and max(every) / min(every) >= 50
-    last = max(line.steps[-1] for line in lines)
-    words = tick_words(name, "")
-
-    def draw(frame: Frame) -> str:
-        x = Scale(0.0, float(max(last, 1)), *frame.across)
-        y = Scale.fit(every, *frame.up, margin=0.06, log=wide_range)
-        parts = [axes(frame, x, y, _step_words, words, "Training step", "", 70)]
-        for number, (line, rows) in enumerate(zip(lines, thinned)):
-            kind = f"s{min(number, 4)}"
-            if any(high > low for *_, low, high in rows):
-                edge = [(x(s), y(high)) for s, _, _, high in rows] + [(x(s), y(low)) for s, _, low, _ in rows[::-1]]
-                parts.append(element("path", class_=f"band {kind}", d=_path(edge) + "Z"))
-            parts.append(element("path", class_=f"curve {kind}", d=_path([(x(s), y(v)) for s, v, _, _ in rows])))
-            if line.dots or len(rows) == 1:
-                dots = (element("circle", class_=f"dot {kind}", cx=x(s), cy=y(v), r=2.6) for s, v, _, _ in rows)
-                parts.extend(dots)
-        bottom, top = frame.up
-        parts.append(element("line", class_="cursor", x1=0, x2=0, y1=bottom, y2=top))
-        readout = element("g", data_readout=json.dumps(_readout(lines, thinned, x, name)))
-        return "".join([*parts, readout])
-
-    label = f"{what} over training steps; arrow keys move the readout"
-    return both(draw, label, Frame(360, 230, left=50, top=12), Frame(340, 220, left=50, top=12), tabindex=0) + _legend(
-        lines
-    )
-
-
-def thin(steps: Sequence[float], values: Sequence[float]) -> list[tuple[float, float, float, float]]:
-    """(step, mean, least, largest) of at most MOST_POINTS groups of neighbours; the last point of all is kept as it is."""
-    pairs = list(zip(steps, values))
-    size = -(-len(pairs) // MOST_POINTS)
-    rows = []
-    for start in range(0, len(pairs), size):
-        group = pairs[start : start + size]
-        numbers = [value for _, value in group]
-        rows.append((group[-1][0], sum(numbers) / len(numbers), min(numbers), max(numbers)))
-    return rows
-
-
-def _readout(lines, thinned, x: Scale, name: str) -> list[list[Any]]:
-    """[pixel, words] per step at which any line has a point."""
-    at: dict[float, list[str]] = {}
-    for line, rows in zip(lines, thinned):
-        for step, value, _, _ in rows:
-            number = f"{100 * value:.2f} %" if name in PERCENT else significant(value, 4)
-            at.setdefault(step, []).append(f"{line.name}: {number}")
-    return [[round(x(step), 1), "\n".join([f"step {step:,.0f}", *at[step]])] for step in sorted(at)]
-
-
-def _legend(lines: Sequence[Curve]) -> str:
-    if len(lines) < 2:
-        return ""
-    items = []
-    for number, line in enumerate(lines):
-        swatch = element("path", class_=f"curve s{min(number, 4)}", d="M1 5H25")
-        key = element("svg", swatch, viewBox="0 0 26 10", width=26, height=10, aria_hidden="true")
-        items.append(element("li", key, text(line.name)))
-    return element("ul", *items, class_="legend")
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def _step_words(value: float) -> str:
-    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
 def reliability_diagram(stage: Stage) -> str:

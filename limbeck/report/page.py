@@ -12,15 +12,18 @@ from typing import Any
 
 from limbeck.files import write_text
 from limbeck.report import sections
+from limbeck.report.headline import headline
+from limbeck.report.layers import layers
 from limbeck.report.report import Report
 from limbeck.report.svg import element, text
+from limbeck.report.training import training
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 SECTIONS = (
     ("stages", "Stages", sections.stages),
     ("tradeoffs", "Trade-offs", sections.tradeoffs),
-    ("layers", "Layers", sections.layers),
-    ("training", "Training", sections.training),
+    ("layers", "Layers", layers),
+    ("training", "Training", training),
     ("reliability", "Reliability", sections.reliability),
     ("budget", "Budget", sections.budget),
     ("exports", "Exports", sections.exports),
@@ -57,7 +60,7 @@ def page(report: Mapping[str, Any] | Report) -> str:
     )
     toggle = element("button", "Theme", type="button", id="theme", aria_label="Switch between light and dark")
     top = element("div", element("nav", *links, aria_label="Sections"), toggle, class_="bar-top")
-    main = element("main", sections.headline(report), *body)
+    main = element("main", headline(report), *body)
     tip = '<div id="tip" role="tooltip" hidden></div>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{top}{main}{tip}<script>{script}</script></body></html>\n'
 

@@ -2,101 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
-from limbeck.measure.base import Measurement
-from limbeck.report.charts import Curve, curves, reliability_diagram, tradeoff
-from limbeck.report.layers import layers
+from limbeck.report.charts import reliability_diagram, tradeoff
+from limbeck.report.headline import RUNTIME_BOUND
 from limbeck.report.report import Report, Stage
 from limbeck.report.svg import element, text
 from limbeck.report.words import PERCENT, change, exact, quantity, shown, spread, title
-
-__all__ = [
-    "budget", "environment", "exports", "headline", "layers", "measured", "recipe", "reliability", "stages", "tradeoffs", "training",
-]  # fmt: skip
-
-
-RUNTIME_BOUND = ("latency", "throughput", "peak_memory")  # measurements that compare within one runtime only
-
-
-def comparable(report: Report, name: str) -> Stage | None:
-    """The stage that a final speed or memory is fairly compared with: the first that ran in the same runtime, else the first.
-
-    Sizes and quality compare across runtimes, so for them it is always the first stage.
-    """
-    having = [stage for stage in report.stages if name in stage.measurements and stage is not report.final]
-    if name in RUNTIME_BOUND:
-        same = [stage for stage in having if stage.runtime == report.final.runtime]
-        return (same or having or [None])[0]
-    return report.stages[0] if report.stages[0] in having else None
-
-
-def headline(report: Report) -> str:
-    """The name, what was achieved in one sentence, and a card per main number."""
-    final = report.final
-    names = [
-        n
-        for n in (report.metric, "bytes", "latency", "throughput", "peak_memory", "parameters")
-        if n in final.measurements
-    ]
-    facts = [report.task["name"].replace("_", " "), report.task["dataset"], f"seed {report.seed}", report.created[:10]]
-    parts = [
-        element("p", " · ".join(element("span", text(fact)) for fact in facts if fact), class_="facts"),
-        element("h1", text(report.name)),
-        element("p", text(achievement(report)), class_="achieved"),
-    ]
-    if report.budget:
-        met = sum(entry["met"] for entry in report.budget)
-        words = (
-            "Budget met" if met == len(report.budget) else f"Budget not met: {met} of {len(report.budget)} limits kept"
-        )
-        parts.append(
-            element(
-                "p",
-                element("a", text(words), href="#budget"),
-                class_="chip " + ("met" if met == len(report.budget) else "missed"),
-            )
-        )
-    cards = [_card(report, final.measurements[name]) for name in names[:4]]
-    return element("header", *parts, element("div", *cards, class_="cards"))
-
-
-def achievement(report: Report) -> str:
-    """`int8: 11.2× smaller and 4.3× faster than teacher, at 97.60 % accuracy (−0.61 points).`"""
-    final, gains = report.final, []
-    for name in ("bytes", "latency"):
-        before = comparable(report, name)
-        if name in final.measurements and before is not None:
-            words = change(before.measurements[name], final.measurements[name])
-            if words and words != "same":
-                gains.append((words, before.name))
-    if len({before for _, before in gains}) == 1:
-        gained = f"{' and '.join(words for words, _ in gains)} than {gains[0][1]}"
-    else:
-        gained = ", ".join(f"{words} than {before}" for words, before in gains)
-    quality = ""
-    if report.metric in final.measurements:
-        now, first = final.measurements[report.metric], report.stages[0].measurements.get(report.metric)
-        words = title(report.metric)
-        quality = f"{shown(now)} {words.lower() if words.istitle() else words}"
-        quality += f" ({change(first, now)})" if first is not None and final is not report.stages[0] else ""
-    return f"{final.name}: {', at '.join(filter(None, (gained, quality)))}."
-
-
-def _card(report: Report, now: Measurement) -> str:
-    before = comparable(report, now.name)
-    parts = [element("h3", text(title(now.name))), element("p", text(shown(now)), class_="value")]
-    if before is not None:
-        first = before.measurements[now.name]
-        improved = now.value < first.value if now.better == "lower" else now.value > first.value
-        parts.append(element("p", text(change(first, now)), class_="change better" if improved else "change"))
-        from_words = f"from {shown(first)}, {before.name}"
-        if before.runtime != report.final.runtime and now.name in RUNTIME_BOUND:
-            from_words += f" in {before.runtime}"
-        parts.append(element("p", text(from_words), class_="from"))
-    return element("div", *parts, class_="card")
 
 
 def stages(report: Report) -> str:
@@ -195,62 +107,6 @@ def tradeoffs(report: Report) -> str:
         key('<line class="spread" x1="1" x2="25" y1="7" y2="7"/>', "quartiles of repeated runs"),
     ]
     return element("div", *figures, class_="pair") + element("ul", *keys, class_="legend")
-
-
-def training(report: Report) -> str:
-    """Loss with its parts, the metric and the learning rate of every training run."""
-    made = []
-    for entry in report.training:
-        history = entry["history"]
-        steps = [row for row in history.get("steps", []) if isinstance(row.get("loss"), (int, float))]
-        names = list(dict.fromkeys(name for row in steps for name in row.get("parts") or {}))
-        lines = [_curve("loss", steps, "loss")]
-        if len(names) > 1:
-            for name in names:
-                rows = [row for row in steps if name in (row.get("parts") or {})]
-                lines.append(Curve(name, [row["step"] for row in rows], [row["parts"][name] for row in rows]))
-        rates = [row for row in steps if isinstance(row.get("learning_rate"), (int, float))]
-        charts = [
-            ("Loss", curves(lines, "loss", "Loss")),
-            _metric_curves(report, history.get("evaluations", [])),
-            (
-                "Learning rate",
-                curves([_curve("learning_rate", rates, "learning rate")], "learning_rate", "Learning rate"),
-            ),
-        ]
-        figures = [element("figure", element("figcaption", text(words)), chart) for words, chart in charts if chart]
-        if figures:
-            made.append(
-                element("h3", text(entry["step"])) + _run_words(history) + element("div", *figures, class_="triple")
-            )
-    return "".join(made)
-
-
-def _curve(key: str, rows: list[dict[str, Any]], name: str) -> Curve:
-    return Curve(name, [row["step"] for row in rows], [row[key] for row in rows])
-
-
-def _metric_curves(report: Report, evaluations: list[dict[str, Any]]) -> tuple[str, str]:
-    rows = [row for row in evaluations if isinstance(row.get(report.metric), (int, float))]
-    splits = list(dict.fromkeys(str(row.get("split", "validation")) for row in rows))
-    lines = []
-    for split in splits:
-        own = [row for row in rows if str(row.get("split", "validation")) == split]
-        lines.append(Curve(split, [row["step"] for row in own], [row[report.metric] for row in own], dots=True))
-    words = title(report.metric) + (f", {splits[0]}" if len(splits) == 1 else "")
-    return words, curves(lines, report.metric, words)
-
-
-def _run_words(history: dict[str, Any]) -> str:
-    facts = []
-    steps = history.get("steps", [])
-    if steps:
-        facts.append(f"{steps[-1]['step']:,} steps")
-    if isinstance(history.get("samples"), (int, float)):
-        facts.append(f"{history['samples']:,.0f} samples")
-    if isinstance(history.get("seconds"), (int, float)):
-        facts.append(quantity(history["seconds"], "seconds", "seconds"))
-    return element("p", text(" · ".join(facts)), class_="facts") if facts else ""
 
 
 def reliability(report: Report) -> str:
@@ -365,4 +221,4 @@ def measured(report: Report) -> str:
 
 def _table(head: tuple[str, ...], rows: list[str], label: str) -> str:
     titles = element("tr", *(element("th", text(words), scope="col") for words in head))
-    return _scroll(element("table", element("thead", titles), element("tbody", *rows)), label)
+    return _scroll(element("table", element("thead", titles), element("tbody", *rows), class_="plain"), label)

@@ -89,8 +89,15 @@ class Scale:
             if len(found) >= 2 and all(abs(b - a) >= apart for a, b in itertools.pairwise(pixels)):
                 return found
         decades = [10.0**p for p in powers if self.low <= 10.0**p <= self.high]
-        every = max(1, math.ceil(len(decades) * apart / abs(self.stop - self.start)))
-        return decades[::every] or self._linear_ticks(apart)
+        return self._spaced(decades if len(decades) > 1 else self._linear_ticks(apart), apart)
+
+    def _spaced(self, values: Sequence[float], apart: float) -> list[float]:
+        """The values from the first on that keep their distance from the one before."""
+        kept: list[float] = []
+        for value in values:
+            if not kept or abs(self(value) - self(kept[-1])) >= apart:
+                kept.append(value)
+        return kept
 
 
 @dataclass(frozen=True)

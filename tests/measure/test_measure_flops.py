@@ -71,7 +71,8 @@ def test_quantized_modules_count_as_the_product_they_stand_for():
     assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks
 
 
-def test_the_whole_model_quantized_counts_the_same():
+@pytest.mark.parametrize("activations", [None, "dynamic"])
+def test_the_whole_model_quantized_counts_the_same(activations):
     from limbeck.models import resnet
     from limbeck.plan import apply
     from limbeck.quantization import Quantize
@@ -79,7 +80,7 @@ def test_the_whole_model_quantized_counts_the_same():
     model = resnet(8)
     batch = {"pixel_values": torch.randn(1, 3, 32, 32)}
     before = count_flops(model, batch)
-    model = apply(model, Quantize(bits=8, inputs=None).plan(model))
+    model = apply(model, Quantize(bits=8, activations=activations).plan(model))
     assert count_flops(model, batch) == before > 20e6
 
 
