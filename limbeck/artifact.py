@@ -14,7 +14,6 @@ is ever unpickled, and no code outside `limbeck.models` is imported unless the c
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from limbeck import manifest
 from limbeck.build import Factory, Lineage, lineage, with_lineage
 from limbeck.card import model_card
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
+from limbeck.folders import replacing_folder
 from limbeck.plan import Plan
 from limbeck.weights import Description, collect, empty_model, fill, weights_digest
 
@@ -64,7 +64,7 @@ def save(
 
     model        carries its lineage when Limbeck built or loaded it; for any other, give `factory` (and `plans` applied since)
     recipe       the recipe as plain JSON or as YAML text; report: as in docs/architecture.md; card: replaces the model card
-    extra_files  {name inside the artifact, e.g. "exports/model.onnx": a file to copy, or bytes}
+    extra_files  {name inside the artifact, e.g. "exports/model.onnx": a file or a folder to copy, or bytes}
 
     The artifact is made beside `folder` and renamed; an artifact that is already there is replaced. Raises UsageError when
     `folder` is anything else, or the model has no lineage; ArtifactError when its lineage does not rebuild it; LimbeckError
@@ -94,20 +94,20 @@ def save(
         texts[RECIPE] = recipe if isinstance(recipe, str) else _yaml(recipe)
     if report is not None:
         texts[REPORT] = _text(report, "the report")
-    extra = dict(extra_files or {})
-    _check_extra(extra)
+    extra = _expand(extra_files)
     texts[CARD] = card if card is not None else model_card(past, tensors, report, exports=sorted(extra))
 
-    def write(at: Path) -> None:
-        safetensors.torch.save_file(tensors, at / WEIGHTS, metadata={"format": "pt"})
-        (at / WEIGHTS).chmod(0o644)
-        for name, text in texts.items():
-            (at / name).write_text(text, encoding="utf-8")
-        for name, source in extra.items():
-            _copy(source, at / name)
-        manifest.write(at, [WEIGHTS, *texts, *extra])
-
-    _write_folder(folder, write)
+    try:
+        with replacing_folder(folder) as at:
+            safetensors.torch.save_file(tensors, at / WEIGHTS, metadata={"format": "pt"})
+            (at / WEIGHTS).chmod(0o644)
+            for name, text in texts.items():
+                (at / name).write_text(text, encoding="utf-8")
+            for name, source in extra.items():
+                _copy(source, at / name)
+            manifest.write(at, [WEIGHTS, *texts, *extra])
+    except SafetensorError as error:
+        raise LimbeckError(f"cannot write {folder / WEIGHTS}: {error}. Nothing was changed there.") from error
     return folder
 
 
@@ -193,38 +193,34 @@ def add_files(folder: Path | str, files: Mapping[str, Path | str | bytes]) -> No
     listing = manifest.read(folder)
     for name in listing["files"]:
         manifest.verified(folder, name, listing)
-    _check_extra(files)
+    added = _expand(files)
     try:
-        for name, source in files.items():
+        for name, source in added.items():
             for parent in [folder / name, *(folder / name).parents]:
                 if parent != folder and folder in parent.parents and parent.is_symlink():
                     raise ArtifactError(f"{name} in {folder} lies behind a symbolic link; remove it")
             _copy(source, folder / name)
     except OSError as error:
         raise LimbeckError(f"cannot write into {folder}: {error.strerror or error}") from error
-    manifest.write(folder, {*listing["files"], *files})
+    manifest.write(folder, {*listing["files"], *added})
+
+
+def copy(folder: Path | str, to: Path | str) -> Path:
+    """Copy a sound artifact, whole or not at all, under the rules of `save` for what may be replaced; returns `to`."""
+    folder, to = Path(folder), Path(to)
+    listing = manifest.read(folder)
+    paths = {name: manifest.verified(folder, name, listing) for name in listing["files"]}
+    _check_replaceable(to)
+    with replacing_folder(to) as at:
+        for name, path in {**paths, manifest.NAME: folder / manifest.NAME}.items():
+            _copy(path, at / name)
+    return to
 
 
 def is_artifact(folder: Path | str) -> bool:
     """Whether the folder holds an artifact of any version, sound or not."""
     folder = Path(folder)
     return (folder / manifest.NAME).is_file() and (folder / ARCHITECTURE).is_file()
-
-
-def copy(folder: Path | str, to: Path | str) -> Path:
-    """Copy a whole artifact, every file checked first, and return the new folder. Raises ArtifactError for a damaged one."""
-    folder, to = Path(folder), Path(to)
-    listing = manifest.read(folder)
-    sources = {name: manifest.verified(folder, name, listing) for name in listing["files"]}
-    _check_replaceable(to)
-
-    def write(at: Path) -> None:
-        for name, source in sources.items():
-            _copy(source, at / name)
-        manifest.write(at, list(sources))
-
-    _write_folder(to, write)
-    return to
 
 
 def _lineage(model: nn.Module, factory: Factory | None, plans: tuple[Plan, ...]) -> Lineage:
@@ -287,16 +283,27 @@ def _yaml(value: Mapping[str, Any]) -> str:
         raise UsageError(f"the recipe must be plain values: {error}") from error
 
 
-def _check_extra(files: Mapping[str, Path | str | bytes]) -> None:
-    for name, source in files.items():
+def _expand(files: Mapping[str, Path | str | bytes] | None) -> dict[str, Path | bytes]:
+    """Every file to add by its name, folders file by file. Raises ArtifactError or UsageError for names and sources."""
+    found: dict[str, Path | bytes] = {}
+    for name, source in (files or {}).items():
         manifest.check_name(name, "extra_files")
-        if name in OWN:
+        if isinstance(source, bytes):
+            found[name] = source
+        elif Path(source).is_dir():
+            inner = sorted(path for path in Path(source).rglob("*") if path.is_file())
+            found.update({f"{name}/{path.relative_to(source).as_posix()}": path for path in inner})
+        elif Path(source).is_file():
+            found[name] = Path(source)
+        else:
+            raise UsageError(f"extra_files: {name!r} is to be copied from {source}, which is not there")
+    for name in found:
+        if manifest.check_name(name, "extra_files") in OWN:
             raise UsageError(f"extra_files: {name!r} is written by Limbeck itself; choose another name")
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise UsageError(f"extra_files: {name!r} is to be copied from {source}, which is not a file")
+    return found
 
 
-def _copy(source: Path | str | bytes, to: Path) -> None:
+def _copy(source: Path | bytes, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=to.parent)
     try:
@@ -331,57 +338,3 @@ def _check_replaceable(folder: Path) -> None:
             f"{folder} holds files that are not part of the artifact ({', '.join(foreign[:5])}) and would be lost. "
             "Move them or choose another folder."
         )
-
-
-def _write_folder(folder: Path, write) -> None:
-    """Let `write` fill a temporary folder beside `folder`, flush it and rename it into place; on failure change nothing."""
-    made: Path | None = None
-    old: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
-        write(made)
-        _flush(made)
-        made.chmod(0o755)
-        if folder.exists() and any(folder.iterdir()):
-            if _exchange(made, folder):
-                old = made
-            else:
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".old", dir=folder.parent))
-                os.rename(folder, old)
-                try:
-                    os.rename(made, folder)
-                except OSError:
-                    os.rename(old, folder)
-                    old = None
-                    raise
-        else:
-            os.rename(made, folder)
-        made = None
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise LimbeckError(f"cannot write {folder}: {reason}. Nothing was changed there.") from error
-    finally:
-        for leftover in (made, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders in one step, so that not even a kill finds none (Linux's renameat2); False where that is not known."""
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return swap(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
-
-
-def _flush(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for path in [*(Path(root) / name for name in names), Path(root)]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

@@ -33,6 +33,7 @@ from limbeck.errors import DataError, UsageError
 from limbeck.files import digest, locked, write_text
 from limbeck.jobs import Job, Source, from_python, from_recipe
 from limbeck.plan import apply
+from limbeck.pruning import MaskKeeper
 from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
@@ -247,6 +248,7 @@ class _Run:
     ) -> tuple[nn.Module, dict[str, Any]]:
         task, seed = self.job.task, derived_seed(self.job.seed, seed_name)
         finish = None
+        masks = MaskKeeper(model)
         if isinstance(step, QuantizationAware):
             from limbeck.quantization import finish_qat, prepare_qat
 
@@ -257,7 +259,7 @@ class _Run:
             procedure = Supervised(model, step.objective or task)
         else:
             procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
-        history = trainer.run(procedure, task)
+        history = trainer.run(masks.follow(procedure), task)
         if finish is not None:
             model, plan = finish(model, task)
             model = apply(model, plan)
@@ -266,7 +268,7 @@ class _Run:
     def _signals(self, step: Step, model: nn.Module, teacher: Stage | None, seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
-            return AveragedTeacher(copy.deepcopy(model))
+            return AveragedTeacher()
         if teacher is None:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
         frozen = FrozenTeacher(teacher.load(self.job.trust), precision=step.train.precision)

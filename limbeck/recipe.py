@@ -147,7 +147,11 @@ def schema() -> dict[str, Any]:
     definitions = made.setdefault("$defs", {})
     for role in vocabulary.ROOMS:
         definitions[role] = {
-            "anyOf": [{"type": "string"}, *(_class_schema(n, m) for n, m in sorted(vocabulary.names(role).items()))]
+            "anyOf": [
+                {"type": "string"},
+                _own_schema(),
+                *(_class_schema(n, m) for n, m in sorted(vocabulary.names(role).items())),
+            ]
         }
     own = {
         "type": "object",
@@ -174,14 +178,23 @@ def schema() -> dict[str, Any]:
 
 
 def _class_schema(name: str, made: Any) -> dict[str, Any]:
-    from limbeck.vocabulary import parameters
+    from limbeck.vocabulary import accepts_anything, parameters
 
     text = (getattr(made, "__doc__", None) or "").strip().partition("\n")[0]
-    fields = {n: {} for n in parameters(made)}
     return {
         "type": "object",
         "description": text,
-        "properties": {"class": {"const": name}, **fields, "weight": {"type": "number"}},
+        "properties": {"class": {"const": name}, **{n: {} for n in parameters(made)}, "weight": {"type": "number"}},
+        "required": ["class"],
+        "additionalProperties": accepts_anything(made),
+    }
+
+
+def _own_schema() -> dict[str, Any]:
+    """A class of one's own, by dotted path."""
+    return {
+        "type": "object",
+        "properties": {"class": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_]+"}},
         "required": ["class"],
     }
 

@@ -21,7 +21,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "objective": ("limbeck.objectives",),
     "teacher": ("limbeck.teachers",),
     "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.quantization"),
+    "scorer": ("limbeck.pruning",),
 }
+# what tells the members of a role from the other public names of its rooms
+_MARK = {"task": "evaluate", "objective": "reads", "teacher": "signals", "transform": "plan", "scorer": "score"}
 
 
 def names(role: str) -> dict[str, Any]:
@@ -30,7 +33,12 @@ def names(role: str) -> dict[str, Any]:
     for room in ROOMS[role]:
         module = importlib.import_module(room)
         found |= {name: getattr(module, name) for name in module.__all__}
-    return found
+    mark = _MARK.get(role)
+    return {
+        name: value
+        for name, value in found.items()
+        if mark is None or (isinstance(value, type) and hasattr(value, mark))
+    }
 
 
 def find(name: str, role: str, where: str, trust: Iterable[str] = ()) -> Any:
@@ -75,8 +83,8 @@ def construct(spec: Any, role: str, where: str = "", trust: Iterable[str] = (), 
 
 def _nested(value: Any, where: str, role: str, trust: Iterable[str]) -> Any:
     if isinstance(value, Mapping) and "class" in value:
-        for candidate in (role, *ROOMS):
-            if str(value["class"]).partition(":")[1] or value["class"] in names(candidate):
+        for candidate in dict.fromkeys((role, *ROOMS)):
+            if ":" in str(value["class"]) or value["class"] in names(candidate):
                 return construct(value, candidate, where, trust)
         known = [name for candidate in ROOMS for name in names(candidate)]
         raise UsageError(f"{where}: nothing is called {value['class']!r}. {did_you_mean(value['class'], known)}")
@@ -91,11 +99,14 @@ def parameters(made: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in inspect.signature(made).parameters.items() if p.kind in kinds}
 
 
+def accepts_anything(made: Any) -> bool:
+    """Whether a class or function takes keyword arguments beyond those it names."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(made).parameters.values())
+
+
 def check_fields(made: Any, arguments: Mapping[str, Any], where: str) -> None:
     """Raise UsageError for a field that does not exist or one that is missing."""
-    signature = inspect.signature(made)
-    allowed = parameters(made)
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    allowed, open_ended = parameters(made), accepts_anything(made)
     for name in arguments:
         if name not in allowed and not open_ended:
             raise UsageError(f"{where}: {made.__name__} has no field {name!r}. {did_you_mean(name, allowed)}")

@@ -209,15 +209,17 @@ class _NoDraws(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _repeatable() -> Iterator[None]:
+def _apart() -> Iterator[None]:
+    """Build on the processor, with the caller's random numbers left alone and never met again: what a constructor draws
+    for itself must not be taken for something that it makes again."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(0)
+        torch.default_generator.seed()
         yield
 
 
 def empty_model(past: Lineage, trust: Iterable[str] = ()) -> nn.Module:
-    """The architecture without its weights, the same every time, quickly: random initialization is left out."""
-    with _repeatable(), _NoDraws():
+    """The architecture without its weights, quickly: random initialization is left out."""
+    with _apart(), _NoDraws():
         return build(past.factory, past.plans, trust)
 
 
@@ -229,7 +231,7 @@ def fill(past: Lineage, tensors: dict[str, Tensor], description: Description, tr
     """
     trust = tuple(trust)
     try:
-        with _repeatable(), torch.device("meta"):
+        with _apart(), torch.device("meta"):
             model = build(past.factory, past.plans, trust)
     except Exception:  # a constructor or plan that needs real numbers; any other fault shows again below
         model = None

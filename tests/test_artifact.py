@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import artifact, manifest
+from limbeck import artifact, folders, manifest
 from limbeck.artifact import load, save
 from limbeck.build import Factory, lineage, with_lineage
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
@@ -85,6 +85,22 @@ def make_conv(width: int) -> nn.Module:
     return Conv(width)
 
 
+class Noise(nn.Module):
+    """Random numbers before anything else, in no state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("noise", torch.rand(4), persistent=False)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.noise * self.scale
+
+
+def make_noise() -> nn.Module:
+    return Noise()
+
+
 def make_bert(hidden: int) -> nn.Module:
     from transformers import BertConfig, BertModel
 
@@ -139,6 +155,16 @@ def test_tied_weights_stay_tied_and_constants_come_back(tmp_path):
     architecture = json.loads((tmp_path / "a" / "architecture.json").read_text())
     assert architecture["tensors"]["shared"] == {"head.weight": "embedding.weight"}
     assert architecture["tensors"]["constants"] == ["noise"]  # `angles` is made again by the factory
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_numbers_that_a_constructor_draws_are_kept_whatever_the_seed(tmp_path, seed):
+    torch.manual_seed(seed)
+    model = with_lineage(Noise(), Factory(f"{HERE}:make_noise")).eval()
+    torch.manual_seed(seed)
+    save(model, tmp_path / "a")
+    torch.manual_seed(seed + 1)
+    assert torch.equal(load(tmp_path / "a", trust=[HERE])(torch.ones(4)), model(torch.ones(4)))
 
 
 def test_untied_copy_of_a_tied_architecture_is_not_tied_again(tmp_path):
@@ -246,6 +272,24 @@ def test_report_recipe_card_and_files(tmp_path):
         artifact.read_report(save(conv(), tmp_path / "b"))
 
 
+def test_folders_are_added_file_by_file_and_artifacts_are_copied_whole(tmp_path):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a.txt").write_text("a")
+    (tmp_path / "from" / "deep" / "b.txt").write_text("b")
+    folder = save(conv(), tmp_path / "a", extra_files={"exports/all": tmp_path / "from"})
+    assert {"exports/all/a.txt", "exports/all/deep/b.txt"} <= set(artifact.info(folder)["files"])
+    artifact.copy(folder, tmp_path / "b")
+    for path in folder.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "b" / path.relative_to(folder)).read_bytes()
+    load(tmp_path / "b", trust=[HERE])
+    with pytest.raises(UsageError, match="not a Limbeck artifact"):
+        artifact.copy(folder, tmp_path / "from")
+    (folder / "README.md").write_text("other")
+    with pytest.raises(ArtifactError, match=r"README.md .*was changed|README.md .* truncated"):
+        artifact.copy(folder, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b", "exports//x", "", "a\\b", "c:x", "exports/./x"])
 def test_extra_files_stay_inside(tmp_path, name):
     with pytest.raises(ArtifactError, match="not a file inside the artifact"):
@@ -256,7 +300,7 @@ def test_extra_files_stay_inside(tmp_path, name):
 def test_own_names_and_missing_sources_are_refused(tmp_path):
     with pytest.raises(UsageError, match="written by Limbeck itself"):
         save(conv(), tmp_path / "a", extra_files={"model.safetensors": b""})
-    with pytest.raises(UsageError, match="which is not a file"):
+    with pytest.raises(UsageError, match="which is not there"):
         save(conv(), tmp_path / "a", extra_files={"x": tmp_path / "absent"})
     with pytest.raises(UsageError, match="plain finite JSON"):
         save(conv(), tmp_path / "a", report={"x": float("nan")})
@@ -283,7 +327,7 @@ def test_an_artifact_is_replaced_whole_and_nothing_else_is(tmp_path):
 
 
 def test_an_artifact_is_replaced_where_folders_cannot_be_swapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
+    monkeypatch.setattr(folders, "exchange", lambda *_: False)
     save(conv(), tmp_path / "a")
     same(tied(), tmp_path / "a", TOKENS)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -297,14 +341,14 @@ def test_a_failure_while_writing_leaves_the_old_artifact(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (artifact, "_flush")):
+    for module, name in ((artifact.safetensors.torch, "save_file"), (manifest, "write"), (folders, "flush")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(LimbeckError, match="No space left on device"):
                 save(tied(), folder)
     renames = iter([os.rename, full, os.rename])
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "_exchange", lambda *_: False)
+        patch.setattr(folders, "exchange", lambda *_: False)
         patch.setattr(os, "rename", lambda *a: next(renames)(*a))
         with pytest.raises(LimbeckError, match="No space left"):
             save(tied(), folder)
@@ -402,6 +446,20 @@ def test_a_manifest_that_points_outside_is_refused(folder):
         rewrite_manifest(folder, files={**entry, name: {"bytes": 1, "sha256": "0" * 64}})
         with pytest.raises(ArtifactError, match="not a file inside the artifact"):
             load(folder, trust=[HERE])
+
+
+def test_an_edited_manifest_is_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1,', '"format": 1, '))
+    load(folder, trust=[HERE])  # spaces say nothing
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "limbeck": "0.0"}))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged or was changed"):
+        load(folder, trust=[HERE])
+    del content["files"]["report.json"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged or was changed"):
+        load(folder, trust=[HERE])
 
 
 def test_bombs_are_bounded(folder, monkeypatch):

@@ -51,6 +51,9 @@ def load(name: str, config: str | None = None) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         if "Config name is missing" in reason or "BuilderConfig" in reason:
             raise DataError(f"data set {name!r}, config {config!r}: {reason}. Set config to one of them.") from error
+        if "corresponds to no data" in reason:
+            split = reason.partition('"')[2].partition('"')[0]
+            raise DataError(f"split {split!r} of data set {name!r} is empty") from error
         if folder is None:
             raise _not_found(name, reason[:200]) from error
         raise DataError(f"data set {name!r} in {folder} cannot be read: {reason}") from error

@@ -30,7 +30,9 @@ def rows(data: Any, inputs: tuple[str, ...], labels: str, where: str) -> Rows:
     """Adapt data: pairs (x, y) become {inputs[0]: x, "labels": y}; the column `labels` becomes "labels".
 
     A DataLoader gives its dataset and collate function; its order, workers and batch size are not used, since the order
-    must be a function of the seed. Raises DataError for empty data, columns of different length or another type.
+    must be a function of the seed. Of a datasets.Dataset only inputs, labels and sample_weight are kept. Inputs of type uint8
+    (images) become float32 in 0..1, float64 becomes float32, whole-numbered labels int64. Raises DataError for empty
+    data, columns of different length or another type.
     """
     from datasets import Dataset as HubDataset
     from torch.utils.data import DataLoader, IterableDataset, default_collate
@@ -42,8 +44,10 @@ def rows(data: Any, inputs: tuple[str, ...], labels: str, where: str) -> Rows:
     if isinstance(data, DataLoader):
         collate, data = data.collate_fn or default_collate, data.dataset
     if isinstance(data, HubDataset):
-        formatted = data if data.format["type"] == "torch" else data.with_format("torch")
-        made = Rows(len(data), lambda at: named({k: _tensor(v, where, k) for k, v in formatted[list(at)].items()}))
+        if data.format["type"] != "custom":  # a transform of the user's own stays
+            kept = [name for name in data.column_names if name in (*inputs, labels, "labels", "sample_weight")]
+            data = data.select_columns(kept).with_format("torch")
+        made = Rows(len(data), lambda at: named({k: _tensor(v, where, k) for k, v in data[list(at)].items()}))
     elif isinstance(data, Mapping) or (isinstance(data, (tuple, list)) and len(data) == 2 and _array(data[0])):
         columns = data if isinstance(data, Mapping) else {inputs[0]: data[0], "labels": data[1]}
         tensors = {name: _tensor(values, where, name) for name, values in columns.items()}
@@ -93,4 +97,16 @@ def _named(batch: Any, inputs: tuple[str, ...], labels: str, where: str) -> dict
             f"{where}: an example must be a mapping or a tuple of {', '.join(inputs)} and the label, "
             f"not {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         )
-    return {"labels" if key == labels else key: value for key, value in batch.items()}
+    return {
+        "labels" if key == labels else key: _cast(value, key in inputs, key == labels) for key, value in batch.items()
+    }
+
+
+def _cast(value: Any, is_input: bool, is_label: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if is_input and value.dtype == torch.uint8:
+        return value.float() / 255
+    if value.dtype == torch.float64:
+        return value.float()
+    return value.long() if is_label and not value.is_floating_point() else value

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ExportError, LimbeckError, UsageError, did_you_mean, require
-from limbeck.export.runtime import OnnxModel, _first_line
+from limbeck.export.runtime import OnnxModel, first_line
 from limbeck.signals import TARGETS, call, first_tensor, model_inputs
 
 OPSET = 20
@@ -86,15 +86,23 @@ def export_onnx(
     path = Path(path)
     task = task_or_example if hasattr(task_or_example, "batches") else None
     example = _example(task_or_example if task is None else task.example(2))
-    model = _prepared(model, keep=precision == "int8" and is_quantized(model))
+    quantized = is_quantized(model)
+    if quantized and precision == "int8_dynamic":
+        raise UsageError("the model is quantized already; export it with precision='int8', which keeps its own grids")
+    if precision == "int8" and not quantized and task is None:
+        raise UsageError("int8 of a float model calibrates on training data: give a Task, not example inputs")
+    model = _prepared(model, keep=quantized)
     example = _inputs(model, example)
     dynamic = _dynamic(example, dynamic_batch, dynamic_length)
     with _folder_beside(path) as folder:
         file = folder / path.name
-        if precision == "int8" and is_quantized(model):
-            from limbeck.export.qdq import export_qdq
+        if precision == "int8" and quantized:
+            from limbeck.export import encoder, qdq
 
-            export_qdq(model, example, file)
+            if encoder.fits(model) and set(example) == {"input_ids", "attention_mask"}:
+                encoder.write_encoder(model, file)
+            else:
+                qdq.export_qdq(model, example, file, dynamic=dynamic)
         else:
             write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
             from limbeck.export import precision as precisions
@@ -243,7 +251,7 @@ def write_float(
         raise
     except Exception as error:
         raise ExportError(
-            f"torch cannot trace {type(model).__name__} into an ONNX graph: {type(error).__name__}: {_first_line(error)}"
+            f"torch cannot trace {type(model).__name__} into an ONNX graph: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not large:
         _strip(path)
@@ -323,7 +331,7 @@ def _verify(
         onnx.checker.check_model(str(file))
         runner = OnnxModel(file, threads=1)
     except (LimbeckError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"the exported graph is not valid: {_first_line(error)}") from error
+        raise ExportError(f"the exported graph is not valid: {first_line(error)}") from error
     worst, checks = 0.0, 0
     for batch in _variants(example, dynamic):
         with torch.no_grad():

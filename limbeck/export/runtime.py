@@ -57,12 +57,11 @@ class OnnxModel:
         self.threads = available_threads() if threads is None else threads
         if not self.path.is_file():
             raise ArtifactError(f"there is no ONNX file {self.path}")
+        options = session_options(self.threads)
         try:
-            self.session = runtime.InferenceSession(
-                str(self.path), session_options(self.threads), providers=["CPUExecutionProvider"]
-            )
+            self.session = runtime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own classes share no public base
-            raise ArtifactError(f"{self.path} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+            raise ArtifactError(f"{self.path} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         self._types = {value.name: _TYPES.get(value.type) for value in self.session.get_inputs()}
         self._output = self.session.get_outputs()[0].name
 
@@ -94,10 +93,10 @@ class OnnxModel:
             shapes = {name: list(array.shape) for name, array in feed.items()}
             wanted = {value.name: value.shape for value in self.session.get_inputs()}
             raise UsageError(
-                f"{self.path.name} cannot run on inputs {shapes}; it takes {wanted}: {_first_line(error)}"
+                f"{self.path.name} cannot run on inputs {shapes}; it takes {wanted}: {first_line(error)}"
             ) from error
         return torch.from_numpy(output)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -38,7 +38,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Any
     share = count.clamp_min(1).double()
     confidences = torch.bincount(number, confidence, bins) / share
     accuracies = torch.bincount(number, right, bins) / share
-    error = (count / len(labels) * (accuracies - confidences).abs()).sum().item()
+    error = (count.double() / len(labels) * (accuracies - confidences).abs()).sum().item()
     rows = [
         {
             "low": b / bins,

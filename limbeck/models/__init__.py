@@ -4,6 +4,18 @@ from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
+from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.vit import vit
 
-__all__ = ["encoder", "gpt", "load_pretrained", "resnet", "transformer", "vit", "wide_resnet"]
+__all__ = [
+    "encoder",
+    "gpt",
+    "load_pretrained",
+    "load_sentence_encoder",
+    "resnet",
+    "sentence_encoder",
+    "student_encoder",
+    "transformer",
+    "vit",
+    "wide_resnet",
+]

@@ -45,8 +45,9 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
-        share = counts.to(x.dtype)[..., None]
-        return self.head((x * share).sum(1) / share.sum(1).clamp_min(1))
+        share = counts.float()[..., None]
+        mean = (x.float() * share).sum(1) / share.sum(1).clamp_min(1)
+        return self.head(mean.to(x.dtype))
 
 
 def encoder(

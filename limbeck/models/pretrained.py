@@ -62,9 +62,14 @@ def load_pretrained(
     change, e.g. num_labels=4. Raises UsageError for an unknown class, ArtifactError when there is no such folder or name, no
     safetensors file, a damaged one, or a model that needs code from the hub.
     """
+    from transformers.utils import logging
+
     auto = _auto(auto_class)
     folder = Path(path_or_name).expanduser()
     local = folder.is_dir()
+    shown = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()
     try:
         model = auto.from_pretrained(
             str(folder) if local else path_or_name,
@@ -80,6 +85,9 @@ def load_pretrained(
             f"{auto_class} cannot be loaded from {path_or_name!r}: {reason}. It must be a transformers folder with "
             "config.json and model.safetensors, or a hub name when online"
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return with_lineage(model.eval(), _factory(auto_class, model.config))
 
 

@@ -14,7 +14,8 @@ from limbeck.objectives.positions import precise
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(z / T) over the last axis, in float32."""
-    return F.log_softmax(precise(logits) / temperature, dim=-1)
+    scores = precise(logits)
+    return F.log_softmax(scores if temperature == 1 else scores / temperature, dim=-1)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -22,9 +23,13 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     A class with p_i = 0 contributes 0, also where q_i = 0; the result is finite as long as q_i > 0 wherever p_i > 0.
     """
+    p = log_p.exp()
+    if log_p.device.type == "cpu":  # elsewhere the question below would cost more than two passes over the classes
+        plain = (p * (log_p - log_q)).sum(dim=-1)
+        if not bool(plain.isnan().any()):
+            return plain
     least = torch.finfo(log_p.dtype).min
-    difference = log_p.clamp(min=least) - log_q.clamp(min=least)
-    return (log_p.exp() * difference).sum(dim=-1)
+    return (p * (log_p.clamp(min=least) - log_q.clamp(min=least))).sum(dim=-1)
 
 
 def cross_entropy(log_q: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -59,8 +59,10 @@ def blank(x: Tensor, weights: Tensor | None) -> Tensor:
     """`x` (positions..., features...) with zeros at the positions of weight 0, so that nothing flows from or to them."""
     if weights is None:
         return x
-    out = (weights == 0).reshape(*weights.shape, *[1] * (x.dim() - weights.dim()))
-    return x.masked_fill(out, 0)
+    out = weights == 0
+    if out.device.type == "cpu" and not bool(out.any()):
+        return x  # elsewhere the question would cost more than the copy
+    return x.masked_fill(out.reshape(*out.shape, *[1] * (x.dim() - out.dim())), 0)
 
 
 def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -1,6 +1,21 @@
 """Pruning: importance scores, dependency groups, depth and sparsity."""
 
+from limbeck.pruning.depth import AngularDistance, EvenSpacing, PruneLayers
 from limbeck.pruning.importance import ActivationNorm, BatchNormScale, Magnitude, Random, Taylor
+from limbeck.pruning.sparsity import MaskKeeper, Sparsify, reapply_masks
 from limbeck.pruning.structured import Prune
 
-__all__ = ["ActivationNorm", "BatchNormScale", "Magnitude", "Prune", "Random", "Taylor"]
+__all__ = [
+    "ActivationNorm",
+    "AngularDistance",
+    "BatchNormScale",
+    "EvenSpacing",
+    "Magnitude",
+    "MaskKeeper",
+    "Prune",
+    "PruneLayers",
+    "Random",
+    "Sparsify",
+    "Taylor",
+    "reapply_masks",
+]

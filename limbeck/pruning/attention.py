@@ -38,7 +38,7 @@ FUSED = (
     ("Wqkv", "out_proj"),
     ("query_key_value", "dense"),
 )
-SIZES = ("head_dim", "attention_head_size", "head_size", "d_head", "dim_head", "key_value_proj_dim")
+SIZES = ("head_dim", "head_width", "attention_head_size", "head_size", "d_head", "dim_head", "key_value_proj_dim")
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 WIDTHS = ("all_head_size", "split_size", "inner_dim")
@@ -76,7 +76,7 @@ class Attention:
 
 def find_attention(model: nn.Module) -> list[Attention]:
     """Every attention block whose projections and head count have names we know, in model order."""
-    modules = {path: module for path, module in model.named_modules()}
+    modules = dict(model.named_modules())
     found: dict[str, Attention] = {}
     for path in modules:
         for names in (*SEPARATE, *FUSED):

@@ -22,39 +22,16 @@ stream) are left alone: there the two sides differ by nature. So is whatever fai
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.pruning.attention import find_attention
-from limbeck.pruning.slicing import dimensions, is_conv1d, is_depthwise, slice_module, width
+from limbeck.pruning.slicing import dimensions, slice_module, width
+from limbeck.pruning.tracing import Group, Member, tensors_of, trace
 from limbeck.signals import call, to_device
-
-_STEPS_PER_NODE = 300  # how often one walk may look at a node's neighbours before it counts as endless
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """`index` (items, positions) of one axis of a module; -1 pads items that own fewer positions there."""
-
-    path: str
-    axis: str
-    index: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """`kind`: channels (of convolutions), neurons (of linear layers) or heads. `attributes`: (path, name, value per item)."""
-
-    name: str
-    kind: str
-    items: int
-    members: tuple[Member, ...]
-    attributes: tuple[tuple[str, str, int], ...] = ()
 
 
 def find_groups(model: nn.Module, example: Mapping[str, Any]) -> tuple[list[Group], dict[str, str]]:
@@ -75,7 +52,7 @@ def find_groups(model: nn.Module, example: Mapping[str, Any]) -> tuple[list[Grou
     ]
     left: dict[str, str] = {}
     inside = {path for block in blocks for path in (block.query, block.key, block.value)}
-    for root, found in _trace(probe, example, [block.output for block in blocks], inside):
+    for root, found in trace(probe, example, [block.output for block in blocks], inside):
         if isinstance(found, str):
             left[root] = found
         else:
@@ -135,140 +112,6 @@ def cut(
     return model
 
 
-# ---------------------------------------------------------------------------------------------------------- tracing
-
-
-class _Bounded(list):
-    """A list that may be walked only so often in all, together with those that share its counter."""
-
-    def __init__(self, values: Iterable[Any], counter: list[int]):
-        super().__init__(values)
-        self.counter = counter
-
-    def __iter__(self):
-        self.counter[0] -= 1
-        if self.counter[0] < 0:
-            raise RecursionError("the dependency walk does not end")
-        return super().__iter__()
-
-
-def _trace(probe: nn.Module, example: Mapping[str, Any], outputs: Sequence[str], inside: set[str]):
-    """Yield (root path, Group or the reason why there is none) for every linear and convolution layer outside attention."""
-    import torch_pruning
-
-    handles = [probe.get_submodule(path).register_forward_pre_hook(_detached) for path in outputs]
-    graph = torch_pruning.DependencyGraph()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph.build_dependency(
-                probe,
-                example,
-                forward_fn=lambda model, batch: call(model, batch),
-                output_transform=lambda out: [t for t in _tensors(out) if t.grad_fn is not None],
-                customized_pruners={type(m): _conv1d_axes() for m in probe.modules() if is_conv1d(m)} or None,
-                verbose=False,
-            )
-    except Exception as error:
-        yield "*", f"the model could not be traced: {type(error).__name__}: {error}"
-        return
-    finally:
-        for handle in handles:
-            handle.remove()
-    counter = [0]
-    for node in graph.module2node.values():
-        node.dependencies = _Bounded(node.dependencies, counter)
-    covered: set[str] = set(inside)
-    paths = {module: path for path, module in probe.named_modules()}
-    for module in list(graph.module2node):
-        path = paths.get(module)
-        if path is None or path in covered or is_depthwise(module) or isinstance(module, nn.PReLU):
-            continue
-        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not is_conv1d(module):
-            continue
-        if not dimensions(module):
-            yield path, f"a {type(module).__name__} of this form cannot be sliced"
-            continue
-        counter[0] = _STEPS_PER_NODE * len(graph.module2node)
-        try:
-            pruner = graph.get_pruner_of_module(module)
-            traced = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(width(module, "out"))))
-        except Exception as error:
-            yield path, f"its dependencies could not be traced: {error}"
-            continue
-        found = _convert(path, module, traced, paths)
-        if isinstance(found, Group):
-            covered.update(m.path for m in found.members if m.axis == "out")
-        yield path, found
-
-
-def _detached(_: nn.Module, args: tuple) -> tuple:
-    return (args[0].detach().requires_grad_(), *args[1:])
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _conv1d_axes() -> Any:
-    from torch_pruning.pruner.function import LinearPruner
-
-    class Axes(LinearPruner):
-        """Sizes of the transformers Conv1D; only asked for sizes, never to prune."""
-
-        def get_out_channels(self, layer: nn.Module) -> int:
-            return layer.nf
-
-        def get_in_channels(self, layer: nn.Module) -> int:
-            return layer.nx
-
-    return Axes()
-
-
-def _convert(path: str, root: nn.Module, traced: Any, paths: Mapping[nn.Module, str]) -> Group | str:
-    items = width(root, "out")
-    owned: dict[tuple[str, str], list[set[int]]] = {}
-    for entry in traced:
-        module = entry.dep.target.module
-        if isinstance(module, nn.Parameter):
-            return "it runs through a parameter that no known module owns (a norm or an embedding)"
-        if type(module).__name__ == "_OutputOp":
-            return "it is an output of the model"
-        if module not in paths:
-            continue  # an operation without weights
-        if not dimensions(module) and not isinstance(module, nn.modules.batchnorm._NormBase):
-            if isinstance(module, nn.PReLU):
-                continue  # one slope for all channels
-            return f"it runs through {paths[module]!r}, a {type(module).__name__}"
-        reads = "in_channels" in entry.dep.handler.__name__ and any("in" in a for a in dimensions(module).values())
-        positions = owned.setdefault((paths[module], "in" if reads else "out"), [set() for _ in range(items)])
-        for root_index, index in zip(entry.root_idxs, entry.idxs):
-            if root_index is None:
-                return f"the positions of {paths[module]!r} could not be followed back"
-            positions[root_index].add(index)
-    if not any(axis == "in" for _, axis in owned):
-        return "nothing reads it but the output of the model"
-    members = tuple(Member(p, axis, _padded(positions)) for (p, axis), positions in owned.items())
-    return Group(path, "neurons" if dimensions(root)["weight"] and _linear(root) else "channels", items, members)
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def _padded(positions: Sequence[set[int]]) -> Tensor:
-    index = torch.full((len(positions), max(1, *map(len, positions))), -1)
-    for row, owned in enumerate(positions):
-        index[row, : len(owned)] = torch.tensor(sorted(owned), dtype=torch.long)
-    return index
-
-
-# ------------------------------------------------------------------------------------------------- the numerical test
-
-
 def _floats(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -316,10 +159,10 @@ def _cut_equals_masked(probe: nn.Module, example: Mapping[str, Any], groups: Seq
                 weight, dimension = module.weight, dimensions(module)["weight"][axis]
                 gone = sorted(set(range(weight.shape[dimension])) - set(positions[path][axis]))
                 weight.index_fill_(dimension, torch.tensor(gone, device=weight.device), 0)
-            expected = _tensors(call(masked, example))
+            expected = tensors_of(call(masked, example))
             del masked
             small = cut(copy.deepcopy(probe), positions, attribute_values(groups, kept))
-            found = _tensors(call(small, example))
+            found = tensors_of(call(small, example))
     except Exception:
         return False
     return len(found) == len(expected) and all(

@@ -128,7 +128,9 @@ class ActivationNorm:
 
     def score(self, context: Context) -> Tensor:
         terms = [(w.float().abs() * x.float()).sum(1) for w, x in zip(context.weights, context.inputs) if x is not None]
-        return sum(terms) if terms else torch.zeros(context.items)
+        if not terms:
+            raise UsageError(f"ActivationNorm: nothing that reads {context.name!r} was called on the calibration data")
+        return sum(terms)
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError
+from limbeck.measure.flops import count_flops
 from limbeck.plan import Plan
 from limbeck.pruning.groups import Group, attribute_values, cut, find_groups, kept_positions
 from limbeck.pruning.importance import Context, Scorer, Statistics, Taylor, measure
+from limbeck.pruning.selection import parameters_after, select
 from limbeck.pruning.slicing import dimensions
-from limbeck.signals import call, match_paths, to_device
+from limbeck.signals import match_paths, to_device
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Prune:
         target = getattr(self, name)
         whole = sum(p.numel() for p in model.parameters())
         if name == "keep_flops":
-            example = task.example(1)
-            whole = flops(model, example)
+            example = to_device(task.example(1), next(model.parameters()).device)
+            whole = count_flops(model, example)
 
         def fraction(keep: float) -> float:
             chosen = kept(keep)
@@ -148,7 +148,7 @@ class Prune:
             if name == "keep_parameters":
                 return parameters_after(model, positions) / whole
             small = cut(copy.deepcopy(model), positions, attribute_values(groups, chosen))
-            return flops(small, example) / whole
+            return count_flops(small, example) / whole
 
         low, high = 1e-6, 1.0
         if fraction(high) <= target:
@@ -213,89 +213,6 @@ def rows(value: Tensor, dimension: int, index: Tensor) -> Tensor:
     index = index.to(value.device)
     owned = flat[index.clamp_min(0)] * (index >= 0)[..., None]
     return owned.flatten(1)
-
-
-def select(
-    groups: Sequence[Group],
-    scores: Mapping[str, Tensor],
-    keep: float,
-    scope: str,
-    round_to: int,
-    minimum: float,
-    comparable: bool,
-) -> dict[str, list[int]]:
-    """Kept items by group name: the best `keep` of each kind together ("global") or of each group ("layer"), rounded.
-
-    Global: the cut is the score at which the rounded sizes of all groups come nearest to keep * items.
-    """
-    counts: dict[str, int] = {}
-    for kind in dict.fromkeys(group.kind for group in groups):
-        own = [group for group in groups if group.kind == kind]
-        if scope == "layer" or keep == 1:
-            counts |= {g.name: rounded(keep * g.items, g, round_to, minimum) for g in own}
-            continue
-        values = {
-            g.name: scores[g.name] if comparable else scores[g.name] / scores[g.name].mean().clamp_min(1e-30)
-            for g in own
-        }
-        ranked = torch.cat(list(values.values())).sort(descending=True).values
-
-        def sizes(rank: int, own=own, values=values, ranked=ranked) -> dict[str, int]:
-            cut_off = ranked[rank - 1]
-            return {g.name: rounded(int((values[g.name] >= cut_off).sum()), g, round_to, minimum) for g in own}
-
-        target = keep * len(ranked)
-        low, high = 1, len(ranked)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if sum(sizes(middle).values()) >= target else (middle + 1, high)
-        choices = [sizes(rank) for rank in {max(1, low - 1), low}]
-        counts |= min(choices, key=lambda chosen: abs(sum(chosen.values()) - target))
-    return {
-        g.name: sorted(scores[g.name].sort(descending=True, stable=True).indices[: counts[g.name]].tolist())
-        for g in groups
-    }
-
-
-def rounded(count: float, group: Group, round_to: int, minimum: float) -> int:
-    """How many items of a group stay: the nearest multiple of `round_to`, no fewer than `minimum`, at least one step."""
-    if count >= group.items:
-        return group.items
-    step = 1 if group.kind == "heads" else round_to
-    least = math.ceil(minimum * group.items / step) * step
-    return min(group.items, max(step, least, math.floor(count / step + 0.5) * step))
-
-
-def parameters_after(model: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> int:
-    """How many parameters remain, without cutting anything."""
-    total = sum(p.numel() for p in model.parameters())
-    for path, positions in kept.items():
-        module = model.get_submodule(path)
-        for name, axes in dimensions(module).items():
-            value = getattr(module, name)
-            if isinstance(value, nn.Parameter):
-                shape = list(value.shape)
-                for axis, stay in positions.items():
-                    if axis in axes:
-                        shape[axes[axis]] = len(stay)
-                total -= value.numel() - math.prod(shape)
-    return total
-
-
-def flops(model: nn.Module, example: Mapping[str, Any]) -> int:
-    """Floating point operations of the matrix products and convolutions of one forward pass."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, to_device(example, device))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return counter.get_total_flops()
 
 
 def check_fraction(field_name: str, value: Any) -> None:

@@ -44,7 +44,7 @@ class IntegerGrid:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in (2, 3, 4, 5, 6, 7, 8, IDENTITY_BITS):
+        if type(self.bits) is not int or self.bits not in (2, 3, 4, 5, 6, 7, 8, IDENTITY_BITS):
             raise UsageError(f"bits={self.bits!r}: a grid has 2 to 8 bits, or 32 for no quantization")
 
     @property

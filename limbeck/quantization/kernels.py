@@ -88,7 +88,7 @@ def prepare_linear(codes: Tensor, scale: Tensor) -> dict[str, Any]:
     """What `integer_linear` needs of the weights: codes int8 (out, in), scale (out,)."""
     prepared: dict[str, Any] = {"scale": scale, "zeros": torch.zeros(len(scale), dtype=torch.int64)}
     if available("onednn.qlinear_pointwise"):
-        return prepared | {"blocked": torch.ops.onednn.qlinear_prepack(codes, None)}
+        return prepared | {"blocked": torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)}
     return prepared | {"transposed": codes.t().contiguous(), "sums": codes.sum(1, dtype=torch.int64)}
 
 
@@ -113,7 +113,7 @@ def prepare_conv(
 ) -> dict[str, Any]:
     """What `integer_conv` needs: codes int8 (out, in / groups, kh, kw), scale (out,), `shape` with stride, padding, dilation, groups."""
     blocked = torch.ops.onednn.qconv_prepack(
-        codes,
+        codes.contiguous(),
         scale,
         input_scale,
         zero_point,

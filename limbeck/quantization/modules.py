@@ -83,7 +83,7 @@ class QuantizedModule(nn.Module):
         if weight.is_meta:
             self.to("meta")
             return
-        packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape))
+        packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())
         self.weight_codes, self.weight_scale = packed.codes, packed.scale
         if packed.zero_point is not None:
             self.weight_zero_point = packed.zero_point

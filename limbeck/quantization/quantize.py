@@ -138,6 +138,10 @@ class Quantize:
         return Plan(KIND, decisions)
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+        if not any(path for path, _ in model.named_modules()):
+            raise UsageError(
+                f"a bare {type(model).__name__} cannot be replaced inside itself: wrap it in nn.Sequential"
+            )
         wanted = {path for pattern in self.only for path in (match_paths(model, pattern))}
         ignored = {path for pattern in self.ignore for path in match_paths(model, pattern)}
         users: dict[int, list[str]] = {}
@@ -148,7 +152,7 @@ class Quantize:
         for path, module in model.named_modules():
             if not list(module.parameters(recurse=False)):
                 continue
-            reason = why_not(module) if path else "it is the model itself: wrap it in nn.Sequential"
+            reason = why_not(module) if path else "it is the model itself"
             if reason is None:
                 names = {name.rpartition(".")[0] for name in users[id(module.weight)]}
                 tied = [name for name in names if id(model.get_submodule(name)) != id(module)]

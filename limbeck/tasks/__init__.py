@@ -4,6 +4,7 @@ from limbeck.tasks.base import Task
 from limbeck.tasks.custom import CustomTask
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
+from limbeck.tasks.retrieval import Retrieval
 from limbeck.tasks.text import TextClassification
 
-__all__ = ["CustomTask", "ImageClassification", "LanguageModelling", "Task", "TextClassification"]
+__all__ = ["CustomTask", "ImageClassification", "LanguageModelling", "Retrieval", "Task", "TextClassification"]

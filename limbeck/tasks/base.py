@@ -7,6 +7,7 @@ anew for each batch: nothing random is kept between batches, so a resumed run th
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -74,6 +75,19 @@ class Task:
     augmentation: str = "none"  # names the augmentation and its settings; part of cache keys
 
     _digest: str | None = None
+    _given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def __new__(cls, *args: Any, **settings: Any) -> Task:
+        made = super().__new__(cls)
+        made._given = (args, settings)
+        return made
+
+    def describe(self) -> dict[str, Any]:
+        """What a recipe says to get this task: its class and the settings that were given, as plain JSON."""
+        made = type(self)
+        arguments = inspect.signature(made.__init__).bind(self, *self._given[0], **self._given[1]).arguments
+        name = made.__name__ if made.__module__.startswith("limbeck.") else f"{made.__module__}:{made.__qualname__}"
+        return {"class": name, **{key: _plain(value) for key, value in list(arguments.items())[1:]}}
 
     def splits(self) -> tuple[str, ...]:
         return SPLITS
@@ -111,7 +125,7 @@ class Task:
 
         seed None: file order. Otherwise order and augmentation are a pure function of (seed, epoch, batch number).
         `limit` uses only that many examples, the same in every epoch and for every seed; `skip` leaves out the first
-        batches without computing them. `augment` needs a seed.
+        batches without computing them. `augment` needs a seed; an augmented batch carries its `epoch`, a whole number.
         """
         self._check_split(split)
         for field, value, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("skip", skip, 0)):
@@ -128,7 +142,8 @@ class Task:
         for number in range(skip, -(-len(order) // batch_size)):
             index = order[number * batch_size : (number + 1) * batch_size]
             draws = generator(seed, epoch, "augment", number) if augment else None
-            yield {**self._examples(split, index, draws), "index": index}
+            batch = {**self._examples(split, index, draws), "index": index}
+            yield {**batch, "epoch": epoch} if augment else batch
 
     def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """The task loss: cross-entropy, mean over the positions that count (see `cross_entropy`)."""
@@ -166,6 +181,14 @@ class Task:
         from limbeck.tasks.custom import CustomTask
 
         return CustomTask(splits, **settings)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else {"object": type(value).__name__}
 
 
 class Classification(Task):

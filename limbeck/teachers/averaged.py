@@ -49,7 +49,7 @@ class AveragedTeacher:
 
     @torch.no_grad()
     def after_step(self, student: nn.Module, step: int) -> None:
-        """Move the average towards the student; `step` is the number of the step that was done."""
+        """Move the average towards the student; `step` is the number of steps done, from 1."""
         decay = min(self.decay, 1 - 1 / (step + 1)) if self.warmup else self.decay
         own, theirs = _tensors(self.average), _tensors(student)
         if own.keys() != theirs.keys():

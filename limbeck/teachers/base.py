@@ -30,7 +30,7 @@ class Teacher(Protocol):
         ...
 
     def after_step(self, student: nn.Module, step: int) -> None:
-        """Called after every optimizer step with its number; an EMA follows the student here."""
+        """Called after every optimizer step with the number of steps done, from 1; an EMA follows the student here."""
         ...
 
     def digest(self) -> str:

@@ -217,14 +217,11 @@ def parameter_shapes(modules: Mapping[str, nn.Module]) -> dict[str, list[int]]:
 
 
 def describe_teacher(teacher: Any) -> Any:
-    """What tells one teacher from another: its class, its plain settings and, where it gives one, its digest."""
+    """What tells one teacher from another: its class and its digest."""
     if teacher is None:
         return None
     found = getattr(teacher, "digest", None)
-    settings = {
-        name: describe(value) for name, value in vars(teacher).items() if isinstance(value, (bool, int, float, str))
-    }
-    return [type(teacher).__name__, settings, found() if callable(found) else None]
+    return [type(teacher).__name__, found() if callable(found) else None]
 
 
 def describe(value: Any) -> Any:

@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.errors import DataError, UsageError
+from limbeck.errors import UsageError
 from limbeck.files import write_json
 from limbeck.progress import bar
 from limbeck.signals import to_device
 from limbeck.training.average import Average
+from limbeck.training.batches import Feed, channels_last, part, size
 from limbeck.training.checkpoints import (
     Checkpoints,
     flatten_optimizer,
@@ -34,7 +35,6 @@ from limbeck.training.checkpoints import (
 )
 from limbeck.training.config import TrainingConfig
 from limbeck.training.history import History
-from limbeck.training.mixing import mix_batch
 from limbeck.training.procedures import Procedure, State, parameter_shapes
 from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 from limbeck.training.schedules import rate_factor
@@ -93,12 +93,9 @@ class _Run:
 
         self.trainer, self.procedure, self.task = trainer, procedure, task
         self.config, self.seed = trainer.config, trainer.seed
-        self.examples = task.size("train")
-        if not self.examples:
-            raise DataError("the train split of the task is empty: there is nothing to train on")
-        self.per_epoch = self.config.steps_per_epoch(self.examples)
-        self.steps = self.config.total_steps(self.examples)
         self.accelerator = Accelerator()
+        self.feed = Feed(task, self.config, self.seed, self.accelerator.process_index)
+        self.per_epoch, self.steps = self.feed.per_epoch, self.config.total_steps(self.feed.examples)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.checkpoints = Checkpoints(trainer.folder / "checkpoints") if trainer.folder else None
@@ -111,12 +108,8 @@ class _Run:
         for module in self.procedure.modules.values():
             module.to(self.device)
         seed_everything(derived_seed(self.seed, "prepare"))
-        batch = next(iter(self._epoch(0, 0)), None)
-        if batch is None:
-            raise DataError("the train split of the task gave no batch")
-        if self._mixes():
-            self._mix(batch, 0)  # a task whose labels cannot be mixed is refused before anything is trained
-        self.procedure.prepare(to_device(_first(batch, EXAMPLES), self.device), self.device)
+        example = to_device(part(self.feed.first(), 0, EXAMPLES), self.device)
+        self.procedure.prepare(example, self.device)
         for module in self.procedure.modules.values():
             module.to(self.device)
             if self.config.channels_last:
@@ -129,7 +122,7 @@ class _Run:
         return {
             "config": self.config.identity(),
             "seed": self.seed,
-            "examples": self.examples,
+            "examples": self.feed.examples,
             "task": [self.task.digest(), getattr(self.task, "augmentation", "")],
             "modules": parameter_shapes(self.procedure.kept_modules()),
             "procedure": self.procedure.describe(),
@@ -140,6 +133,8 @@ class _Run:
         first, finished = self._resume()
         before = self.history.seconds
         if finished:
+            self._settle()
+            self._write_history()
             return self.history
         trackers = []
         if self.main:
@@ -148,61 +143,34 @@ class _Run:
             )
         try:
             with bar(self.trainer.title, self.steps, self.trainer.progress and self.main) as shown:
-                for step, batch in zip(range(first, self.steps), self._batches(first), strict=False):
+                shown.update(first)
+                for step, batch in zip(range(first, self.steps), self.feed.start(first), strict=False):
                     self._step(step, batch)
-                    self.history.samples += _size(batch)
+                    self.history.samples += size(batch)
                     self.history.seconds = before + time.perf_counter() - started
                     self._after(step, trackers)
                     shown.update(step + 1, self.note)
         finally:
             finish_all(trackers)
-        self._finish()
+        self._share_statistics()
+        if self.average:
+            self.average.write()
+        self._settle()
         self.history.seconds = before + time.perf_counter() - started
         self._save(self.steps, finished=True)
-        if self.main and self.trainer.folder:
-            write_json(self.trainer.folder / "history.json", self.history.to_json())
+        self._write_history()
         return self.history
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        config = self.config
-        return self.task.batches(
-            "train",
-            min(config.batch_size, self.examples, config.limit or self.examples),
-            seed=self.seed,
-            epoch=epoch,
-            augment=config.augment,
-            limit=config.limit,
-            skip=skip,
-        )
+    def _settle(self) -> None:
+        """Leave the modules as users expect them: in evaluation mode and the usual memory order."""
+        for module in self.procedure.modules.values():
+            module.eval()
+            if self.config.channels_last:
+                module.to(memory_format=torch.contiguous_format)
 
-    def _batches(self, step: int) -> Iterator[dict[str, Any]]:
-        """The batches of steps `step`, `step + 1`, ... without end."""
-        while True:
-            epoch, skip = divmod(step, self.per_epoch)
-            given = iter(self._epoch(epoch, skip))
-            for _ in range(skip, self.per_epoch):
-                seed_everything(self._step_seed(step))  # a task that draws from a global generator repeats as well
-                batch = next(given, None)
-                if batch is None:
-                    raise DataError(
-                        f"the task gave fewer batches in epoch {epoch} than its size of {self.examples} train examples allows"
-                    )
-                yield batch
-                step += 1
-
-    def _step_seed(self, step: int) -> int:
-        return derived_seed(self.seed, "step", step, self.accelerator.process_index)
-
-    def _mixes(self) -> bool:
-        return bool(self.config.mixup or self.config.cutmix or self.config.label_smoothing)
-
-    def _mix(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
-        classes = getattr(self.task, "classes", None)
-        if not classes:
-            raise UsageError("label_smoothing, mixup and cutmix need a task with classes, and this one has none")
-        config = self.config
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "mix", step))
-        return mix_batch(batch, len(classes), generator, config.mixup, config.cutmix, config.label_smoothing)
+    def _write_history(self) -> None:
+        if self.main and self.trainer.folder:
+            write_json(self.trainer.folder / "history.json", self.history.to_json())
 
     def _state(self, step: int) -> State:
         accelerator = self.accelerator
@@ -213,15 +181,11 @@ class _Run:
 
     def _step(self, step: int, batch: Mapping[str, Any]) -> None:
         config, state = self.config, self._state(step)
-        if self._mixes():
-            batch = self._mix(batch, step)
-        if config.channels_last:
-            batch = _channels_last(batch)
         for module in self.procedure.modules.values():
             if not module.training:
                 module.train()
         factor = rate_factor(config.schedule, step, self.steps, config.warmup, config.milestones, config.decay)
-        seed_everything(self._step_seed(step))
+        self.feed.seed_step(step)
         values = self.updater.compute(batch, state)
         self.watch.add(step, (step + 1) / self.per_epoch, config.learning_rate * factor, values)
         if self.device.type == "cpu" or (step + 1) % DEFERRED == 0:
@@ -279,7 +243,7 @@ class _Run:
 
     @torch.no_grad()
     def _forward(self, batch: Mapping[str, Any]) -> Tensor:
-        batch = _channels_last(batch) if self.config.channels_last else batch
+        batch = channels_last(batch) if self.config.channels_last else batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.procedure.forward(to_device(batch, self.device))
         return logits.float().cpu()
@@ -335,36 +299,6 @@ class _Run:
             self.checkpoints.save(done, tensors, state)
         self.accelerator.wait_for_everyone()
 
-    def _finish(self) -> None:
-        self._share_statistics()
-        if self.average:
-            self.average.write()
-        for module in self.procedure.modules.values():
-            module.eval()
-            if self.config.channels_last:
-                module.to(memory_format=torch.contiguous_format)
-
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
-
-
-def _size(batch: Mapping[str, Any]) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _first(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
-    size = _size(batch)
-    return {
-        name: value[:count] if isinstance(value, (Tensor, list, tuple)) and len(value) == size else value
-        for name, value in batch.items()
-    }
-
-
-def _channels_last(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.contiguous(memory_format=torch.channels_last)
-        if isinstance(value, Tensor) and value.ndim == 4
-        else value
-        for name, value in batch.items()
-    }

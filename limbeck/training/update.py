@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 from limbeck.signals import to_device
+from limbeck.training.batches import split
 from limbeck.training.config import TrainingConfig
 from limbeck.training.optimizers import make_optimizer
 from limbeck.training.procedures import Procedure, State
@@ -54,11 +54,10 @@ class Updater:
             self._backward(losses, share)
             self._collect(values, losses, share)
         self._share(values, state)
-        gradients = [p.grad for name in self.parameters for p in self.parameters[name] if p.grad is not None]
-        if "loss" not in values or not gradients:
+        norms = [norm for name in self.parameters if name in moving for norm in self._clip(name)]
+        if not norms:
             raise UsageError(f"{type(self.procedure).__name__}.step gave no loss with a gradient to any optimizer")
-        norms = {name: self._clip(name) for name in self.parameters if name in moving}
-        values["gradient_norm"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+        values["gradient_norm"] = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         return values
 
     def move(self, factor: float) -> None:
@@ -83,7 +82,9 @@ class Updater:
         return counted or [(next(piece for piece in pieces if piece), 0.0)]  # nothing for this process: keep in step
 
     def _losses(self, piece: Mapping[str, Any], state: State):
-        with torch.autocast(state.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        # Without the cache of cast weights: a pass without gradient in the same step would leave it weights that have none.
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             losses = self.procedure.step(piece, state)
         unknown = set(losses) - set(self.optimizers)
         if unknown:
@@ -98,6 +99,11 @@ class Updater:
         for name, loss in losses.items():
             remaining -= 1
             value = loss.value if share == 1.0 else loss.value * share
+            if not value.requires_grad or value.numel() != 1:
+                raise UsageError(
+                    f"the loss {name!r} of {type(self.procedure).__name__}.step must be one number that depends on what is "
+                    f"trained; it has the shape {tuple(value.shape)} and requires_grad={value.requires_grad}"
+                )
             own = self.parameters[name] if len(self.optimizers) > 1 else None
             value.backward(inputs=own, retain_graph=remaining > 0)
 
@@ -127,28 +133,17 @@ class Updater:
         for index, name in enumerate(names):
             values[name] = total[offset + len(parameters) + index]
 
-    def _clip(self, name: str) -> Tensor:
+    def _clip(self, name: str) -> list[Tensor]:
+        """Clip an optimizer's gradients; their norm before, or nothing where there are none."""
         gradients = [p.grad for p in self.parameters[name] if p.grad is not None]
+        if not gradients:
+            return []
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.gradient_clipping is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters[name], self.config.gradient_clipping, norm)
-        return norm
+        return [norm]
 
 
 def _add(values: dict[str, Tensor], name: str, value: Tensor, share: float) -> None:
     value = value if share == 1.0 else value * share
     values[name] = values[name] + value if name in values else value
-
-
-def split(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Cut a batch into `count` pieces along its examples, as even as possible; a piece without examples is {}."""
-    size = len(next(iter(batch.values())))
-    bounds = [size * i // count for i in range(count + 1)]
-    pieces = []
-    for low, high in itertools.pairwise(bounds):
-        cut = {
-            name: value[low:high] if isinstance(value, (Tensor, list, tuple)) and len(value) == size else value
-            for name, value in batch.items()
-        }
-        pieces.append(cut if high > low else {})
-    return pieces

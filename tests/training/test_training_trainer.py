@@ -337,6 +337,41 @@ def test_divergence_warns_or_stops_and_noise_does_not():
         watch("stop", diverged)
 
 
+def test_values_read_late_name_the_step_they_are_of():
+    losses = [1.0] * 5 + [float("inf")] + [float("nan")] * 4
+    with pytest.raises(TrainingError, match=r"step 5 .*loss is inf"):
+        watch("warn", losses)
+
+
+def test_bf16_keeps_gradients_after_a_pass_without():
+    class Peek(Supervised):
+        def step(self, batch, state):
+            with torch.no_grad():
+                self.student(batch["pixel_values"])
+            return super().step(batch, state)
+
+    task, model = TinyTask(), tiny_model()
+    before = weights(model)
+    train(Peek(model, task), task, steps=1, precision="bf16")
+    assert all(not torch.equal(before[name], value) for name, value in weights(model).items())
+
+
+def test_a_loss_without_gradient_is_refused():
+    class Constant(Supervised):
+        def step(self, batch, state):
+            return {"main": Loss(torch.tensor(1.0), {})}
+
+    class Misnamed(Supervised):
+        def step(self, batch, state):
+            return {"mian": super().step(batch, state)["main"]}
+
+    task = TinyTask()
+    with pytest.raises(UsageError, match="requires_grad=False"):
+        train(Constant(tiny_model(), task), task)
+    with pytest.raises(UsageError, match="mian"):
+        train(Misnamed(tiny_model(), task), task)
+
+
 def test_trackers_receive_numbers(tmp_path):
     seen = []
 

@@ -1,0 +1,191 @@
+"""The whole path on scikit-learn's digits: recipe in; artifact, exports, report and page out; the same in Python."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import limbeck as lb
+from limbeck import artifact
+from limbeck.compress import execute, run_recipe
+from limbeck.errors import DataError, LimbeckError, TrainingError, UsageError
+from limbeck.jobs import from_recipe
+from limbeck.recipe import Recipe
+from limbeck.signals import call
+
+TRAIN = {"steps": 30, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1}
+RECIPE = {
+    "name": "tiny digits",
+    "seed": 3,
+    "task": {"class": "ImageClassification", "dataset": "digits"},
+    "teacher": {"model": {"class": "resnet", "depth": 8, "channels": 1}, "train": TRAIN},
+    "student": {"class": "resnet", "depth": 8, "channels": 1, "width": 8},
+    "steps": [
+        {
+            "distill": {
+                "objective": [
+                    {"class": "SoftTargets", "temperature": 4},
+                    {"class": "Hint", "student": "layer3", "teacher": "layer3", "weight": 0.1},
+                ],
+                "train": TRAIN,
+            }
+        },
+        {"prune": {"keep": 0.5}},
+        {"fold_batch_norm": None},
+        {"quantize": {"bits": 8, "activations": "static"}},
+    ],
+    "budget": {"bytes": "1 MB"},
+    "exports": ["onnx"],
+    "measure": {"rounds": 3, "throughput_batch_size": 8, "threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return run_recipe(Recipe.parse(RECIPE), out, progress=False)
+
+
+def test_everything_is_written(done):
+    for name in (
+        "artifact/model.safetensors",
+        "artifact/report.json",
+        "artifact/recipe.yaml",
+        "artifact/README.md",
+        "artifact/exports/model.onnx",
+        "report.html",
+    ):
+        assert (done.folder / name).stat().st_size > 0, name
+    assert not (done.folder / "work").exists()
+    assert artifact.read_report(done.folder / "artifact") == done.report
+
+
+def test_the_stages_are_those_of_the_recipe(done):
+    names = [stage["name"] for stage in done.report["stages"]]
+    assert names == ["teacher", "distill", "prune", "fold_batch_norm", "quantize"]
+    assert [t["step"] for t in done.report["training"]] == ["teacher", "distill"]
+    assert done.report["stages"][-1]["form"].startswith("onnxruntime int8")
+    assert all(stage["form"].startswith("onnxruntime") for stage in done.report["stages"])
+
+
+def test_the_numbers_say_what_happened(done):
+    stages = {stage["name"]: stage["measurements"] for stage in done.report["stages"]}
+    assert stages["teacher"]["accuracy"]["value"] > 0.5
+    assert stages["distill"]["parameters"]["value"] == sum(
+        p.numel() for p in lb.models.resnet(8, channels=1, width=8).parameters()
+    )
+    assert stages["prune"]["parameters"]["value"] < 0.75 * stages["distill"]["parameters"]["value"]
+    assert stages["quantize"]["bytes"]["value"] < stages["fold_batch_norm"]["bytes"]["value"]
+    assert stages["quantize"]["bytes"]["value"] == (done.folder / "artifact/exports/model.onnx").stat().st_size
+    for found in stages.values():
+        assert (
+            found["latency"]["runs"] >= 3
+            and found["latency"]["low"] <= found["latency"]["value"] <= found["latency"]["high"]
+        )
+    assert done.report["budget"] == [
+        {
+            "limit": "bytes",
+            "allowed": 1e6,
+            "measured": stages["quantize"]["bytes"]["value"],
+            "met": True,
+            "stage": "quantize",
+        }
+    ]
+
+
+def test_the_artifact_reloads_to_the_same_outputs(done, tmp_path):
+    done.save(tmp_path / "copy")
+    batch = lb.tasks.ImageClassification("digits").example(4)
+    with torch.no_grad():
+        assert torch.equal(call(lb.load(tmp_path / "copy"), batch), call(done.model, batch))
+
+
+def test_the_same_command_does_nothing_twice(done, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("measured, exported or trained again")
+
+    monkeypatch.setattr("limbeck.stages.quality_onnx", fail)
+    monkeypatch.setattr("limbeck.stages.export_model", fail)
+    monkeypatch.setattr("limbeck.compress.Trainer.run", fail)
+    again = run_recipe(Recipe.parse(RECIPE), done.folder, progress=False)
+    assert artifact.weights_digest(again.model) == artifact.weights_digest(done.model)
+    assert {**again.report, "created": ""} == {**done.report, "created": ""}
+
+
+def test_a_changed_recipe_keeps_the_steps_it_shares(done, monkeypatch):
+    trained = []
+    original = lb.Trainer.run
+    monkeypatch.setattr(
+        "limbeck.training.Trainer.run", lambda self, *a: trained.append(self.title) or original(self, *a)
+    )
+    changed = copy.deepcopy(RECIPE)
+    changed["steps"] = [changed["steps"][0], {"train": {"train": {**TRAIN, "steps": 2}}}]
+    result = run_recipe(Recipe.parse(changed), done.folder, progress=False)
+    assert trained == ["train"]
+    assert [stage["name"] for stage in result.report["stages"]] == ["teacher", "distill", "train"]
+
+
+def test_python_says_the_same_as_yaml(store, done, tmp_path):
+    """The same steps from objects, with the trained teacher: the same weights after distillation."""
+    job = from_recipe(Recipe.parse({**RECIPE, "steps": RECIPE["steps"][:1]}))
+    from limbeck.compress import _Run
+
+    first = _Run(job, tmp_path / "yaml", False).stages()
+    student = job.student.build((), "student")
+    objective = lb.objectives.SoftTargets(temperature=4) + 0.1 * lb.objectives.Hint(student="layer3", teacher="layer3")
+    task = lb.tasks.ImageClassification("digits")
+    from limbeck.jobs import from_python
+
+    python = from_python(
+        first[0].load(), task, [lb.Distill(objective, lb.TrainingConfig(**TRAIN))], student=student, seed=3
+    )
+    second = _Run(python, tmp_path / "python", False).stages()
+    assert artifact.weights_digest(first[-1].load()) == artifact.weights_digest(second[-1].load())
+
+
+def test_a_step_that_fails_leaves_what_was_done(store, tmp_path, monkeypatch):
+    recipe = copy.deepcopy(RECIPE)
+    recipe["steps"].insert(1, {"train": {"name": "explode", "train": {**TRAIN, "learning_rate": 1e30}}})
+    with pytest.raises(TrainingError):
+        run_recipe(Recipe.parse(recipe), tmp_path / "run", progress=False)
+    kept = sorted(path.name for path in (tmp_path / "run" / "steps").iterdir())
+    assert len(kept) == 1 and kept[0].startswith("00-distill") and not (tmp_path / "run" / "artifact").exists()
+
+
+def test_teacher_and_student_with_different_classes(store, tmp_path):
+    recipe = {**RECIPE, "student": {**RECIPE["student"], "classes": 7}}
+    with pytest.raises(UsageError, match=r"10 classes.*student 7"):
+        run_recipe(Recipe.parse(recipe), tmp_path / "run", progress=False)
+
+
+def test_a_data_set_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = {**RECIPE, "task": {"class": "ImageClassification", "dataset": "no/such-set"}}
+    with pytest.raises(DataError, match="no/such-set"):
+        from_recipe(Recipe.parse(recipe))
+
+
+def test_an_out_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LimbeckError, match="cannot write"):
+        execute(from_recipe(Recipe.parse(RECIPE)), tmp_path / "file" / "run", progress=False)
+
+
+def test_two_runs_in_one_folder_are_refused(store, tmp_path):
+    from limbeck.files import locked
+
+    with locked(tmp_path / "run" / ".lock", None), pytest.raises(LimbeckError, match="another run"):
+        run_recipe(Recipe.parse(RECIPE), tmp_path / "run", progress=False)
+
+
+def test_reports_are_plain_json(done):
+    assert json.loads(json.dumps(done.to_json(), allow_nan=False))["weights"] == artifact.weights_digest(done.model)
