@@ -142,13 +142,19 @@ class Prune:
             example = to_device(task.example(1), next(model.parameters()).device)
             whole = count_flops(model, example)
 
+        measured: dict[tuple[int, ...], float] = {}  # many values of keep round to the same sizes
+
         def fraction(keep: float) -> float:
             chosen = kept(keep)
-            positions = kept_positions(model, groups, chosen)
-            if name == "keep_parameters":
-                return parameters_after(model, positions) / whole
-            small = cut(copy.deepcopy(model), positions, attribute_values(groups, chosen))
-            return count_flops(small, example) / whole
+            sizes = tuple(map(len, chosen.values()))
+            if sizes not in measured:
+                positions = kept_positions(model, groups, chosen)
+                if name == "keep_parameters":
+                    measured[sizes] = parameters_after(model, positions) / whole
+                else:
+                    small = cut(copy.deepcopy(model), positions, attribute_values(groups, chosen))
+                    measured[sizes] = count_flops(small, example) / whole
+            return measured[sizes]
 
         low, high = 1e-6, 1.0
         if fraction(high) <= target:
