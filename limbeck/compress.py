@@ -253,7 +253,8 @@ class _Run:
             from limbeck.quantization import finish_qat, prepare_qat
 
             plan = step.quantize.plan(model, task, self.job.budget)
-            model, finish = prepare_qat(model, plan), finish_qat
+            model = prepare_qat(model, plan, learned=step.learned, average=step.average)
+            finish = finish_qat
         trainer = Trainer(step.train, work, seed=seed, progress=self.progress, title=step.name)
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
