@@ -21,8 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/limbeck compress recipes/digits.yaml --out runs/demo
 
+# two processes of one thread each: on two cores that is faster than one process of two
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 slow: install
 	$(BIN)/python -m pytest -m slow

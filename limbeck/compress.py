@@ -268,7 +268,7 @@ class _Run:
     def _signals(self, step: Step, model: nn.Module, teacher: Stage | None, seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
-            return AveragedTeacher(copy.deepcopy(model))
+            return AveragedTeacher()
         if teacher is None:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
         frozen = FrozenTeacher(teacher.load(self.job.trust), precision=step.train.precision)

@@ -97,9 +97,12 @@ def export_onnx(
     with _folder_beside(path) as folder:
         file = folder / path.name
         if precision == "int8" and quantized:
-            from limbeck.export.qdq import export_qdq
+            from limbeck.export import encoder, qdq
 
-            export_qdq(model, example, file, dynamic=dynamic)
+            if encoder.fits(model) and set(example) == {"input_ids", "attention_mask"}:
+                encoder.write_encoder(model, file)
+            else:
+                qdq.export_qdq(model, example, file, dynamic=dynamic)
         else:
             write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
             from limbeck.export import precision as precisions
@@ -118,10 +121,12 @@ def export_onnx(
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether the model holds modules that Limbeck quantized to integers."""
-    from limbeck.quantization.modules import QuantizedModule
+    """Whether a Limbeck `quantize` plan was applied to the model."""
+    from limbeck.build import lineage
 
-    return any(isinstance(module, QuantizedModule) for module in model.modules())
+    past = lineage(model)
+    marked = any(getattr(module, "limbeck_quantized", False) for module in model.modules())
+    return marked or (past is not None and any(plan.kind == "quantize" for plan in past.plans))
 
 
 def check_quality(

@@ -154,7 +154,7 @@ def onnx_form(path: Path | str) -> str:
         return "onnxruntime int4 weights"
     if "DequantizeLinear" in kinds:
         return "onnxruntime int8 QDQ" if "QuantizeLinear" in kinds else "onnxruntime int8 weights"
-    if kinds & {"QLinearConv", "QLinearMatMul"}:
+    if kinds & {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}:
         return "onnxruntime int8"
     types = [onnx.TensorProto.DataType.Name(t.data_type) for t in graph.initializer]
     return "onnxruntime float16" if types.count("FLOAT16") > types.count("FLOAT") else "onnxruntime float32"

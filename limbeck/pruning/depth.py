@@ -157,7 +157,8 @@ class PruneLayers:
         must = len(fixed) + sum(not any(f"{p}.{n}" in fixed for n in names) for p, names in stacks.items())
         if not must <= count <= total:
             raise UsageError(f"PruneLayers: keep={self.keep} means {count} blocks; between {must} and {total} can stay")
-        scores = self.scorer.scores(model, task, blocks) if count < total else dict.fromkeys(blocks, 0.0)
+        free = [block for block in blocks if block not in fixed]
+        scores = self.scorer.scores(model, task, free) if count < total else dict.fromkeys(free, 0.0)
         chosen = _even(stacks, fixed, count) if scores is None else _highest(stacks, fixed, scores, count)
         return {p: [i for i, n in enumerate(names) if f"{p}.{n}" in chosen] for p, names in stacks.items()}
 

@@ -96,12 +96,12 @@ def llama(layers=3):
     )
 
 
-def qwen3():
+def qwen3(**settings):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     return Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=50, hidden_size=32, num_hidden_layers=3, intermediate_size=64, **heads)
+        Qwen3Config(vocab_size=50, hidden_size=32, num_hidden_layers=3, intermediate_size=64, **heads, **settings)
     )
 
 

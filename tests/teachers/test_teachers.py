@@ -155,3 +155,9 @@ def test_an_ensemble_changes_when_a_member_does():
         student[3].weight.add_(1)
     teacher.after_step(student, 1)
     assert not torch.equal(teacher.signals(X, LOGITS).logits, before)
+
+
+def test_what_describes_the_examples_never_reaches_the_model():
+    described = {"epoch": 3, "index": torch.arange(4), "labels": torch.zeros(4), "sample_weight": torch.ones(4)}
+    teacher = FrozenTeacher(network())
+    assert torch.equal(teacher.signals(described | X, LOGITS).logits, teacher.signals(X, LOGITS).logits)

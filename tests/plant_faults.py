@@ -1,0 +1,262 @@
+"""Plant deliberate faults in the code, one at a time, and see that the tests catch each.
+
+    python tests/plant_faults.py [WORD ...]     only faults whose name has one of the words
+
+Each fault replaces one piece of text in a copy of the package and runs the tests that should notice. A fault is caught when a
+test fails; a test run that cannot start does not count. The exit code is 0 when every fault was caught.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# name, file, text, what it becomes, tests that should notice
+FAULTS = [
+    (
+        "KL sides swapped",
+        "objectives/divergences.py",
+        "plain = (p * (log_p - log_q)).sum(dim=-1)",
+        "plain = (log_q.exp() * (log_q - log_p)).sum(dim=-1)",
+        "tests/objectives",
+    ),
+    (
+        "KL sign",
+        "objectives/divergences.py",
+        "plain = (p * (log_p - log_q)).sum(dim=-1)",
+        "plain = (p * (log_q - log_p)).sum(dim=-1)",
+        "tests/objectives",
+    ),
+    (
+        "temperature multiplies",
+        "objectives/divergences.py",
+        "scores / temperature",
+        "scores * temperature",
+        "tests/objectives",
+    ),
+    ("T^2 dropped", "objectives/targets.py", "self.temperature**2", "1.0", "tests/objectives"),
+    (
+        "label smoothing doubled",
+        "objectives/divergences.py",
+        "- smoothing * log_q.mean(dim=-1)",
+        "- 2 * smoothing * log_q.mean(dim=-1)",
+        "tests/objectives",
+    ),
+    (
+        "teacher not detached",
+        "objectives/targets.py",
+        "student.logits, teacher.logits.detach()",
+        "student.logits, teacher.logits",
+        "tests/laws",
+    ),
+    (
+        "hint's teacher not detached",
+        "objectives/features.py",
+        "teacher[self.teacher or self.student].detach()",
+        "teacher[self.teacher or self.student]",
+        "tests/laws",
+    ),
+    (
+        "squared error summed over the width",
+        "objectives/divergences.py",
+        "(precise(x) - precise(y)).square().mean(dim=-1)",
+        "(precise(x) - precise(y)).square().sum(dim=-1)",
+        "tests/objectives",
+    ),
+    (
+        "similarity of the wrong axis",
+        "objectives/divergences.py",
+        "return x @ x.transpose(0, 1)",
+        "return x.transpose(0, 1) @ x",
+        "tests/objectives",
+    ),
+    (
+        "a sample compares with itself",
+        "objectives/relations.py",
+        "pairs = ~torch.eye",
+        "pairs = torch.ones_like(torch.eye(len(own), dtype=torch.bool)) | torch.eye",
+        "tests/objectives",
+    ),
+    (
+        "weights of a sum ignored",
+        "objectives/base.py",
+        "total + weight * loss.value",
+        "total + loss.value",
+        "tests/objectives",
+    ),
+    (
+        "moving average the wrong way",
+        "teachers/averaged.py",
+        "value.lerp_(target.to(value.dtype), 1 - decay)",
+        "value.lerp_(target.to(value.dtype), decay)",
+        "tests/teachers",
+    ),
+    (
+        "ensemble averages logits",
+        "teachers/ensemble.py",
+        "log_probabilities(answer) + math.log(weight)",
+        "answer + math.log(weight)",
+        "tests/teachers",
+    ),
+    ("tail mass not spread", "teachers/compact.py", "- math.log(count - top_k)", "", "tests/teachers"),
+    (
+        "cosine schedule upside down",
+        "training/schedules.py",
+        "0.5 * (1 + math.cos",
+        "0.5 * (1 - math.cos",
+        "tests/training/test_training_schedules.py",
+    ),
+    (
+        "mixup labels swapped",
+        "training/mixing.py",
+        "weight * labels + (1 - weight) * labels[order]",
+        "weight * labels[order] + (1 - weight) * labels",
+        "tests/training/test_training_mixing.py",
+    ),
+    (
+        "cutmix labels by the drawn area",
+        "training/mixing.py",
+        "kept = 1 - (bottom - top) * (right - left) / (height * width)",
+        "kept = weight",
+        "tests/training/test_training_mixing.py",
+    ),
+    (
+        "accumulated pieces not weighted",
+        "training/update.py",
+        "value = loss.value if share == 1.0 else loss.value * share",
+        "value = loss.value",
+        "tests/training/test_training_trainer.py",
+    ),
+    (
+        "zero point sign",
+        "quantization/grids.py",
+        "zero = (grid.low - torch.round(low / scale.float()))",
+        "zero = (grid.low + torch.round(low / scale.float()))",
+        "tests/quantization/test_grids.py",
+    ),
+    (
+        "scales of the wrong axis",
+        "quantization/grids.py",
+        "x.movedim(granularity.axis, 0).reshape(x.shape[granularity.axis], -1)",
+        "x.movedim(granularity.axis, -1).reshape(x.shape[granularity.axis], -1)",
+        "tests/quantization/test_grids.py",
+    ),
+    (
+        "batch-norm mean not folded",
+        "quantization/folding.py",
+        "shifted = (start - norm.running_mean.double()) * gain",
+        "shifted = start * gain",
+        "tests/quantization/test_folding.py",
+    ),
+    (
+        "Taylor without its absolute value",
+        "pruning/importance.py",
+        "(parameter.detach().float() * gradient.float()).abs() / len(batches)",
+        "(parameter.detach().float() * gradient.float()) / len(batches)",
+        "tests/pruning",
+    ),
+    (
+        "magnitude without the root",
+        "pruning/importance.py",
+        "return total if self.p == 1 else total.sqrt()",
+        "return total",
+        "tests/pruning",
+    ),
+    (
+        "SVD keeps the smallest",
+        "factorization/low_rank.py",
+        "basis = leading(weight)[0][:, :rank]",
+        "basis = leading(weight)[0][:, -rank:]",
+        "tests/factorization",
+    ),
+    (
+        "slices the other axis",
+        "pruning/slicing.py",
+        'axes = {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}}\n    elif is_conv1d',
+        'axes = {"weight": {"out": 1, "in": 0}, "bias": {"out": 0}}\n    elif is_conv1d',
+        "tests/pruning",
+    ),
+    (
+        "hooks stay",
+        "signals.py",
+        "for handle in self._handles:\n            handle.remove()",
+        "for handle in self._handles:\n            pass",
+        "tests/test_signals.py",
+    ),
+    (
+        "padding counts in perplexity",
+        "tasks/base.py",
+        "return losses.reshape(labels.shape), (labels != IGNORED).float()",
+        "return losses.reshape(labels.shape), torch.ones_like(labels).float()",
+        "tests/tasks",
+    ),
+    (
+        "manifest not checked",
+        "artifact.py",
+        "manifest.verified(folder, name, listing)\n    past",
+        "pass\n    past",
+        "tests/test_artifact.py",
+    ),
+    (
+        "drop has the wrong sign",
+        "budget.py",
+        'lost = reference.value - result.value if reference.better == "higher"',
+        'lost = result.value - reference.value if reference.better == "higher"',
+        "tests/test_budget.py",
+    ),
+    (
+        "nDCG without the discount",
+        "tasks/retrieval.py",
+        "discounts = np.log2(np.arange(2, cutoff + 2))",
+        "discounts = np.ones(cutoff)",
+        "tests/tasks",
+    ),
+]
+
+
+def caught(file: str, text: str, becomes: str, tests: str) -> tuple[bool, str]:
+    """Whether a test fails with the fault planted, and the first line that says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("limbeck", "tests", "recipes", "docs"):
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "Makefile", "data.mk"):
+            shutil.copy(ROOT / name, folder)
+        path = Path(folder, "limbeck", file)
+        source = path.read_text()
+        if source.count(text) != 1:
+            return False, f"the text stands {source.count(text)} times in {file}: the fault needs a new place"
+        path.write_text(source.replace(text, becomes))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests.split()]
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 1 and any(line.startswith("FAILED") for line in lines), (
+        lines or done.stdout.splitlines()[-1:] or [""]
+    )[0]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    chosen = [fault for fault in FAULTS if not words or any(word in fault[0] for word in words)]
+    missed = 0
+    for name, file, text, becomes, tests in chosen:
+        began = time.perf_counter()
+        found, line = caught(file, text, becomes, tests)
+        missed += not found
+        sys.stdout.write(
+            f"{'caught' if found else 'MISSED'}  {name:<38} {time.perf_counter() - began:5.0f} s  {line[:110]}\n"
+        )
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - missed} of {len(chosen)} faults caught\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
