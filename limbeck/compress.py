@@ -30,6 +30,7 @@ from torch import nn
 from limbeck import artifact
 from limbeck.budget import Budget
 from limbeck.errors import DataError, UsageError
+from limbeck.exports import files_of
 from limbeck.files import digest, locked, write_text
 from limbeck.jobs import Job, Source, from_python, from_recipe
 from limbeck.plan import apply
@@ -121,7 +122,7 @@ def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
     run = _Run(job, Path(out), progress)
     with locked(run.out / ".lock", f"another run is writing to {run.out}"):
         stages = run.stages()
-        measured = measure_stages(stages, job.task, job.measure, run.out / "measured", job.exports, progress)
+        measured = measure_stages(stages, job.task, job.measure, run.out / "measured", job.exports, progress, job.trust)
         report = assemble_report(job, stages, measured)
         model = stages[-1].load(job.trust)
         artifact.save(
@@ -129,7 +130,7 @@ def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
             run.out / "artifact",
             recipe=job.spec,
             report=report,
-            extra_files={f"exports/{name}": path for name, path in measured.exports.items()},
+            extra_files=files_of(measured.exports),
         )
         from limbeck.report import write_page
 

@@ -61,8 +61,8 @@ def measure_path(
 
 def export_path(path: Path, out: Path, form: str, *, trust: tuple[str, ...]) -> dict[str, Any]:
     """Write one export of an artifact, checked against the model; the quality is measured again in ONNX Runtime."""
+    from limbeck.exports import export_model, refuse_lost_quality
     from limbeck.recipe import Measure
-    from limbeck.stages import export_model, refuse_lost_quality
 
     folder = artifact_folder(path)
     model = artifact.load(folder, trust=trust)
@@ -70,7 +70,7 @@ def export_path(path: Path, out: Path, form: str, *, trust: tuple[str, ...]) -> 
     done = export_model(model, task, out, form)
     if form.startswith("onnx"):
         refuse_lost_quality(model, task, out, Measure())
-    return done
+    return {"name": form, "file": str(out), "bytes": done.bytes, "difference": done.difference}
 
 
 def report_of(path: Path) -> tuple[dict[str, Any], Path]:

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import datetime
 import json
-import random
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck import __version__, artifact
-from limbeck.errors import ExportError, UsageError, did_you_mean
-from limbeck.export import OnnxModel, check_quality
+from limbeck.errors import ExportError
+from limbeck.exports import Exported, export_folders, export_model, refuse_lost_quality
 from limbeck.files import digest, write_json
 from limbeck.measure import (
     Measurement,
@@ -37,13 +34,10 @@ from limbeck.measure import (
     quality_onnx,
     quality_torch,
 )
-from limbeck.measure.latency import as_throughput
-from limbeck.measure.sessions import feeds, onnx_form, open_session
+from limbeck.measure.sessions import onnx_form
 from limbeck.progress import bar
 from limbeck.recipe import Measure
-from limbeck.signals import call
-
-EXPORTS = ("onnx", "onnx_int8", "onnx_int8_dynamic", "transformers", "sentence_transformers")
+from limbeck.speed import measure_speed
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class Measurements:
     """All rows, and the files that go into the artifact's `exports/`."""
 
     rows: list[Measured]
-    exports: dict[str, Path]
+    exports: list[Exported]
 
 
 def measure_stages(
@@ -116,18 +110,21 @@ def measure_stages(
         for number, (stage, form) in enumerate(jobs):
             rows.append(_measure_stage(stage, form, task, settings, folder, trust, final=stage is stages[-1]))
             shown.update(number + 1, rows[-1].name)
-    _measure_speed(rows, stages, task, settings, folder, progress, trust)
-    files = {row.file.name.partition("-")[2]: row.file for row in rows[len(stages) - 1 :] if row.file is not None}
-    chosen = {
-        _export_name(form): path for form, path in zip(("onnx", *(f for _, f in jobs[len(stages) :])), files.values())
-    }
-    if "onnx" not in exports:
-        chosen.pop(_export_name("onnx"), None)
-    return Measurements(rows, chosen)
+    owners = [stage for stage, _ in jobs]
 
+    def open_form(index: int) -> Path | nn.Module:
+        return rows[index].file or owners[index].load(trust)
 
-def _export_name(form: str) -> str:
-    return {"onnx": "model.onnx", "onnx_int8": "model-int8.onnx", "onnx_int8_dynamic": "model-int8-dynamic.onnx"}[form]
+    keys = [f"{stage.key} {form}" for stage, form in jobs]
+    speeds = measure_speed([row.form for row in rows], keys, open_form, task, settings, folder / "speed.json", progress)
+    for row, speed in zip(rows, speeds):
+        row.speed = speed
+    made = [
+        Exported(form, row.file, row.file.stat().st_size, row.difference)
+        for row, (_, form) in list(zip(rows, jobs))[len(stages) - 1 :]
+        if form in exports and row.file is not None
+    ]
+    return Measurements(rows, made + export_folders(stages[-1].load(trust), task, folder, exports))
 
 
 def _measure_stage(
@@ -153,7 +150,7 @@ def _measure_stage(
     model = stage.load(trust)
     notes, difference = [], None
     try:
-        difference = export_model(model, task, path, form)["difference"]
+        difference = export_model(model, task, path, form).difference
         onnx = True
     except ExportError as error:
         if final:
@@ -176,41 +173,6 @@ def _measure_stage(
     )
     write_json(record, {**_record(row), "asked": asked})
     return row
-
-
-def export_model(model: nn.Module, task: Any, path: Path, form: str) -> dict[str, Any]:
-    """Write one export, checked against the model's outputs: {"name", "file", "bytes", "difference"}.
-
-    form: "onnx" (float32, or int8 for a model that is quantized), "onnx_int8", "onnx_int8_dynamic", or "transformers" and
-    "sentence_transformers", which write a folder. Raises ExportError and leaves nothing behind when the outputs differ.
-    """
-    from limbeck import export
-    from limbeck.export.onnx import is_quantized
-
-    if form not in EXPORTS:
-        raise UsageError(f"no export is called {form!r}. {did_you_mean(form, EXPORTS)}")
-    if form.startswith("onnx"):
-        precision = {
-            "onnx": "int8" if is_quantized(model) else "float32",
-            "onnx_int8": "int8",
-            "onnx_int8_dynamic": "int8_dynamic",
-        }
-        done = export.export_onnx(model, task, path, precision=precision[form])
-        return {"name": form, "file": str(path), "bytes": done.bytes, "difference": done.difference}
-    difference = getattr(export, f"export_{form}")(model, task, path)
-    return {"name": form, "file": str(path), "bytes": int(disk_bytes(path).value), "difference": difference}
-
-
-def refuse_lost_quality(model: nn.Module, task: Any, path: Path, settings: Measure, tolerance: float = 0.01) -> None:
-    """Compare the main metric of the model in torch and of its export on at most 1,000 validation examples.
-
-    An export may lose `tolerance` of the metric, and two examples' worth of noise. Raises ExportError when it lost more.
-    """
-    limit = min(task.size("validation"), 1000)
-    before = quality_torch(model, task, "validation", limit=limit).measurements
-    allowed = tolerance * abs(before[task.metric].value) + 2.0 / limit
-    runner = OnnxModel(path, settings.threads)
-    check_quality(runner, task, {n: m.value for n, m in before.items()}, allowed, limit=limit)
 
 
 def _record(row: Measured) -> dict[str, Any]:
@@ -243,105 +205,6 @@ def _from_record(found: Mapping[str, Any], path: Path) -> Measured:
     )
 
 
-def example_of(task: Any, batch_size: int, length: int | None = None) -> dict[str, Tensor]:
-    """The task's example inputs; with `length`, token inputs (B, L) are repeated or cut to that many tokens, none of them padding."""
-    batch = dict(task.example(batch_size))
-    if length is None:
-        return batch
-    for name, value in batch.items():
-        if value.ndim == 2 and not value.is_floating_point():
-            real = value[:, : max(1, int(batch["attention_mask"].sum(1).min()))] if "attention_mask" in batch else value
-            repeats = -(-length // real.shape[1])
-            batch[name] = (
-                torch.ones_like(value[:, :1]).repeat(1, length)
-                if name == "attention_mask"
-                else real.repeat(1, repeats)[:, :length]
-            )
-    return batch
-
-
-def _measure_speed(
-    rows: Sequence[Measured],
-    stages: Sequence[Stage],
-    task: Any,
-    settings: Measure,
-    folder: Path,
-    progress: bool,
-    trust: Iterable[str],
-    seconds: float = 60.0,
-) -> None:
-    """Latency at `batch_size` and throughput at `throughput_batch_size` of every row, timed in turn, in a new order each round."""
-    asked = digest(
-        {
-            "rows": [[row.name, row.form] for row in rows],
-            "keys": [s.key for s in stages],
-            "settings": settings.model_dump(),
-            "version": __version__,
-        }
-    )
-    record = folder / "speed.json"
-    if record.exists():
-        found = json.loads(record.read_text())
-        if found.get("asked") == asked:
-            for row, speed in zip(rows, found["speed"]):
-                row.speed = [Measurement(**m) for m in speed]
-            return
-    sizes = {"latency": settings.batch_size, "throughput": settings.throughput_batch_size}
-    inputs = {kind: example_of(task, size, settings.length) for kind, size in sizes.items()}
-    runs = []
-    for row, stage in zip(rows, [*stages, *[stages[-1]] * (len(rows) - len(stages))]):
-        runs.append({kind: _runner(row, stage, batch, settings.threads, trust) for kind, batch in inputs.items()})
-    order, times = random.Random(0), [{kind: [] for kind in sizes} for _ in rows]
-    for kind in sizes:
-        for run in runs:
-            run[kind](), run[kind]()
-    with bar("measure speed", settings.rounds, progress) as shown:
-        for kind in sizes:
-            began = time.perf_counter()
-            for number in range(settings.rounds):
-                for index in order.sample(range(len(rows)), len(rows)):
-                    start = time.perf_counter()
-                    runs[index][kind]()
-                    times[index][kind].append(time.perf_counter() - start)
-                shown.update(number + 1, kind)
-                if time.perf_counter() - began > seconds and number >= 2:
-                    break
-    for row, seconds_of in zip(rows, times):
-        made = {}
-        for kind, size in sizes.items():
-            shared = {
-                "where": f"{row.form}, {settings.threads} threads, batch {size}",
-                "settings": {
-                    "batch_size": size,
-                    "threads": settings.threads,
-                    "length": settings.length,
-                    "interleaved": True,
-                },
-            }
-            made[kind] = Measurement.of_runs("latency", seconds_of[kind], unit="seconds", better="lower", **shared)
-        row.speed = [made["latency"], as_throughput(made["throughput"], sizes["throughput"])]
-    write_json(record, {"asked": asked, "speed": [[m.to_json() for m in row.speed] for row in rows]})
-
-
-def _runner(row: Measured, stage: Stage, batch: Mapping[str, Tensor], threads: int, trust: Iterable[str]):
-    if row.file is not None:
-        session = open_session(row.file, threads)
-        fed = feeds(session, batch)
-        return lambda: session.run(None, fed)
-    model = stage.load(trust)
-
-    def run() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with torch.no_grad():
-                call(model, batch)
-        finally:
-            torch.set_num_threads(before)
-
-    return run
-
-
 def assemble_report(job: Any, stages: Sequence[Stage], measured: Measurements) -> dict[str, Any]:
     """report.json: see docs/architecture.md, "Report"."""
     rows, task = measured.rows, job.task
@@ -365,10 +228,5 @@ def assemble_report(job: Any, stages: Sequence[Stage], measured: Measurements) -
         "stages": [row.to_json() for row in rows],
         "training": [{"step": stage.name, "history": stage.history} for stage in stages if stage.history],
         "budget": [{**row, "stage": best.name} for row in budget],
-        "exports": [
-            {"name": row.name, "file": f"exports/{name}", "bytes": path.stat().st_size, "difference": row.difference}
-            for (name, path), row in zip(
-                measured.exports.items(), [r for r in rows if r.file in set(measured.exports.values())]
-            )
-        ],
+        "exports": [one.to_json() for one in measured.exports],
     }
