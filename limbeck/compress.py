@@ -253,7 +253,8 @@ class _Run:
             from limbeck.quantization import finish_qat, prepare_qat
 
             plan = step.quantize.plan(model, task, self.job.budget)
-            model, finish = prepare_qat(model, plan), finish_qat
+            model = prepare_qat(model, plan, learned=step.learned, average=step.average)
+            finish = finish_qat
         trainer = Trainer(step.train, work, seed=seed, progress=self.progress, title=step.name)
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
@@ -268,7 +269,7 @@ class _Run:
     def _signals(self, step: Step, model: nn.Module, teacher: Stage | None, seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
-            return AveragedTeacher(copy.deepcopy(model))
+            return AveragedTeacher()
         if teacher is None:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
         frozen = FrozenTeacher(teacher.load(self.job.trust), precision=step.train.precision)

@@ -53,11 +53,17 @@ class Train:
 
 @dataclass(frozen=True)
 class QuantizationAware:
-    """Train the student with its quantization simulated, then quantize it on the grid that was trained."""
+    """Train the student with its quantization simulated, then quantize it on the grid that was trained.
+
+    quantize: fields of `Quantize`. learned: weight scales and input steps are learned (LSQ). average: decay of the moving
+    average that input ranges follow, e.g. 0.99; None keeps the calibrated ones.
+    """
 
     quantize: Any
     train: TrainingConfig
     objective: Any = None
+    learned: bool = False
+    average: float | None = None
     name: str = "quantization_aware"
 
 

@@ -1,65 +1,19 @@
-"""From marks to integers: which tensors of an ONNX graph are quantized, and the nodes that do it.
+"""From a traced graph with marks to one of integers: what surrounds `limbeck.export.qdq_placement`.
 
 The graph that `limbeck.export.qdq` traced is a float graph with three kinds of marks: `Weight` (codes, scale, zero point),
 `Grid` (a quantized module reads this tensor on that grid) and `Range` (a module's output has that range).
-
-A tensor becomes an integer where
-
-1. a Grid says so: these are the module inputs of the torch model, and the only places that change its numbers;
-2. a Grid sits behind operators that commute with rounding (max pooling, reshaping): it is wanted before them as well;
-3. all operands and the result of an Add, Mul, Concat or average pooling have a grid or a range: then the whole operator
-   can be an integer kernel, at the price of rounding its operands on 256 levels;
-4. a convolution gives it: on the grid behind the ReLU that follows, so that the ReLU is absorbed, else on its own range.
-
-A stream of float additions (the residual stream of a transformer) has no ranges and stays in float.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from limbeck.errors import ExportError, require
+from limbeck.export.qdq_placement import Graph, Grid, Weight, choose, insert
 
-COMMUTING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-JOINT = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "LeakyRelu")
 LARGEST_BIAS = 2**30
-
-
-@dataclass(frozen=True)
-class Grid:
-    """An asymmetric uint8 grid."""
-
-    scale: float
-    zero_point: int
-
-
-class Graph:
-    """An ONNX graph with the look-ups that placing integers needs."""
-
-    def __init__(self, proto):
-        self.proto, self.graph = proto, proto.graph
-        self.constants = {initializer.name: initializer for initializer in self.graph.initializer}
-        self.outputs = {value.name for value in self.graph.output}
-        self.grids: dict[str, Grid] = {}  # wanted by a quantized module
-        self.ranges: dict[str, Grid] = {}  # known, used where it pays
-
-    def readers(self) -> dict[str, list]:
-        """The nodes that read each tensor, once per input."""
-        found: dict[str, list] = {}
-        for node in self.graph.node:
-            for name in node.input:
-                found.setdefault(name, []).append(node)
-        return found
-
-    def writers(self) -> dict[str, object]:
-        """The node that writes each tensor."""
-        return {name: node for node in self.graph.node for name in node.output}
-
-    def grid_of(self, name: str) -> Grid | None:
-        return self.grids.get(name) or self.ranges.get(name)
 
 
 def expand(path: Path | str) -> None:
@@ -69,10 +23,12 @@ def expand(path: Path | str) -> None:
     graph = Graph(proto)
     weights = _expand_weights(graph)
     grid_readers = _take_marks(graph)
-    chosen = _choose(graph, grid_readers)
-    _insert(graph, chosen, grid_readers)
+    chosen = choose(graph, grid_readers)
+    insert(graph, chosen, grid_readers)
     _integer_biases(graph, weights)
     _forget_unused(graph)
+    if any(node.domain == "limbeck" for node in graph.graph.node):
+        raise ExportError("a mark of the quantized model was left in the exported graph")
     kept = [opset for opset in proto.opset_import if opset.domain != "limbeck"]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
@@ -86,36 +42,33 @@ def _attributes(node) -> dict:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _expand_weights(graph: Graph) -> dict[str, str]:
-    """Weight -> DequantizeLinear. Returns {float weight: name of its scale} of those that integer kernels take."""
+def _expand_weights(graph: Graph) -> dict[str, Weight]:
+    """Weight -> DequantizeLinear. Returns the weights that integer kernels take, by the name of their float value."""
     from onnx import TensorProto, helper, numpy_helper
 
-    scales: dict[str, str] = {}
-    narrowed: set[str] = set()
+    found: dict[str, Weight] = {}
     for node in graph.graph.node:
         if node.domain != "limbeck" or node.op_type != "Weight":
             continue
         settings = _attributes(node)
-        codes, scale, zero = node.input
-        per_tensor = not graph.constants[scale].dims
+        per_tensor = not graph.constants[node.input[1]].dims
         if settings["bits"] == 4 and settings["block_size"]:
-            for name in (codes, zero):
-                if name not in narrowed:
-                    narrowed.add(name)
-                    values = numpy_helper.to_array(graph.constants[name])
+            for position in (0, 2):
+                name = f"{node.input[position]}_4bit"
+                if name not in graph.constants:
+                    values = numpy_helper.to_array(graph.constants[node.input[position]])
                     kind = TensorProto.INT4 if values.dtype == np.int8 else TensorProto.UINT4
-                    made = helper.make_tensor(name, kind, values.shape, values.flatten())
-                    graph.constants[name].CopyFrom(made)
-        else:
-            scales[node.output[0]] = scale
+                    graph.add(helper.make_tensor(name, kind, values.shape, values.flatten()))
+                node.input[position] = name
+        elif not settings["block_size"]:
+            found[node.output[0]] = Weight(node.input[0], node.input[1], None if per_tensor else settings["axis"])
         node.op_type, node.domain = "DequantizeLinear", ""
         del node.attribute[:]
         if not per_tensor:
             node.attribute.append(helper.make_attribute("axis", settings["axis"]))
         if settings["block_size"]:
             node.attribute.append(helper.make_attribute("block_size", settings["block_size"]))
-            scales.pop(node.output[0], None)
-    return scales
+    return found
 
 
 def _take_marks(graph: Graph) -> dict[tuple[int, int], Grid]:
@@ -152,12 +105,10 @@ def _take_marks(graph: Graph) -> dict[tuple[int, int], Grid]:
             node.input[position] = origin(name)
     for value in graph.graph.output:
         if value.name in source:  # the model's output was marked: the name must stay
-            writer = next(node for node in kept if origin(value.name) in node.output)
             old = origin(value.name)
             for node in kept:
                 for names in (node.input, node.output):
                     names[:] = [value.name if name == old else name for name in names]
-            assert value.name in writer.output
             for table in (graph.grids, graph.ranges):
                 if old in table:
                     table[value.name] = table.pop(old)
@@ -166,119 +117,57 @@ def _take_marks(graph: Graph) -> dict[tuple[int, int], Grid]:
     return readers
 
 
-def _choose(graph: Graph, grid_readers: dict[tuple[int, int], Grid]) -> dict[tuple[int, int], Grid]:
-    """Every (node, input) that reads its tensor on a grid; -1 as the input stands for the node's own result."""
-    nodes, readers, writers = list(graph.graph.node), graph.readers(), graph.writers()
-    index = {id(node): i for i, node in enumerate(nodes)}
-    chosen = dict(grid_readers)
-    for node in reversed(nodes):  # grids move up through commuting operators, last one first
-        if node.op_type in COMMUTING and node.output[0] in graph.grids:
-            graph.grids.setdefault(node.input[0], graph.grids[node.output[0]])
-            graph.ranges.setdefault(node.input[0], graph.grids[node.output[0]])
-
-    def result(node) -> str:
-        """The tensor behind a node and the ReLU that alone reads it."""
-        name = node.output[0]
-        after = readers.get(name, [])
-        relu = len(after) == 1 and after[0].op_type == "Relu" and name not in graph.outputs
-        return after[0].output[0] if relu else name
-
-    def put(name: str) -> None:
-        if name not in graph.outputs and graph.grid_of(name):
-            chosen[index[id(writers[name])], -1] = graph.grid_of(name)
-
-    for node in nodes:
-        operands = [i for i, name in enumerate(node.input) if name and name not in graph.constants]
-        if node.op_type in JOINT and graph.grid_of(result(node)) and result(node) not in graph.outputs:
-            if all(graph.grid_of(node.input[i]) for i in operands):
-                for i in operands:
-                    chosen[index[id(node)], i] = graph.grid_of(node.input[i])
-                put(result(node))
-        elif node.op_type in COMMUTING and node.input[0] in graph.grids and node.output[0] in graph.grids:
-            chosen[index[id(node)], 0] = graph.grids[node.input[0]]
-        elif node.op_type == "Conv" and (index[id(node)], 0) in grid_readers:
-            put(result(node) if graph.grid_of(result(node)) else node.output[0])
-    return chosen
-
-
-def _insert(graph: Graph, chosen: dict[tuple[int, int], Grid], grid_readers: dict[tuple[int, int], Grid]) -> None:
-    """Quantize and dequantize nodes for every choice, one pair per tensor and grid, right behind the tensor's writer."""
+def _integer_biases(graph: Graph, weights: dict[str, Weight]) -> None:
+    """Biases of integer Conv and Gemm as int32 on input scale x weight scale, as their kernels add them."""
     from onnx import helper, numpy_helper
 
-    nodes = list(graph.graph.node)
-    pairs: dict[tuple[str, Grid], str] = {}
-    for (index, position), grid in sorted(chosen.items()):
-        name = nodes[index].output[0] if position < 0 else nodes[index].input[position]
-        pairs.setdefault((name, grid), f"{name}_on_grid_{len(pairs)}")
-    first = dict(reversed(list(pairs)))
-    made: dict[str, list] = {}
-    for number, ((name, grid), result) in enumerate(pairs.items()):
-        scale, zero = f"grid_{number}_scale", f"grid_{number}_zero_point"
-        graph.graph.initializer.append(numpy_helper.from_array(np.array(grid.scale, np.float32), scale))
-        graph.graph.initializer.append(numpy_helper.from_array(np.array(grid.zero_point, np.uint8), zero))
-        graph.constants.update({i.name: i for i in graph.graph.initializer[-2:]})
-        made.setdefault(name, []).extend(
-            [
-                helper.make_node("QuantizeLinear", [name, scale, zero], [f"{result}_codes"], name=f"{result}_quantize"),
-                helper.make_node(
-                    "DequantizeLinear", [f"{result}_codes", scale, zero], [result], name=f"{result}_dequantize"
-                ),
-            ]
-        )
-    for (index, position), grid in chosen.items():
-        if position >= 0:
-            name = nodes[index].input[position]
-            wanted = grid if (index, position) in grid_readers else first[name]
-            nodes[index].input[position] = pairs[name, wanted]
-    ordered = [node for value in graph.graph.input for node in made.get(value.name, ())]
-    for node in nodes:
-        ordered.append(node)
-        ordered.extend(extra for name in node.output for extra in made.get(name, ()))
-    del graph.graph.node[:]
-    graph.graph.node.extend(ordered)
-
-
-def _integer_biases(graph: Graph, weight_scales: dict[str, str]) -> None:
-    """Biases of integer Conv and Gemm as int32 on (input scale x weight scale); see `_bias`."""
-    from onnx import helper, numpy_helper
-
-    writers, added = graph.writers(), []
+    writers, added = graph.writers(), {}
     for node in graph.graph.node:
         bias = node.input[2] if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else None
-        if bias not in graph.constants or node.input[1] not in weight_scales:
+        weight, reader = weights.get(node.input[1]) if bias else None, writers.get(node.input[0])
+        if bias not in graph.constants or weight is None or reader is None or reader.op_type != "DequantizeLinear":
             continue
-        reader = writers.get(node.input[0])
-        if reader is None or reader.op_type != "DequantizeLinear" or reader.input[1] not in graph.constants:
+        input_scale = float(graph.array(reader.input[1]))
+        if not _room_for_bias(graph, weight, graph.array(bias), input_scale):
             continue
-        input_scale = numpy_helper.to_array(graph.constants[reader.input[1]])
-        weight_scale = numpy_helper.to_array(graph.constants[weight_scales[node.input[1]]])
-        codes, scale = _bias(numpy_helper.to_array(graph.constants[bias]), float(input_scale), weight_scale)
-        if codes is None:
-            continue
+        scale = graph.array(weight.scale) * np.float32(input_scale)
+        codes = np.round(graph.array(bias).astype(np.float64) / scale).astype(np.int32)
         names = [f"{node.output[0]}_bias_{part}" for part in ("codes", "scale", "zero_point", "value")]
-        tensors = (codes, scale, np.zeros(scale.shape, np.int32))
-        for name, tensor in zip(names, tensors):
-            graph.graph.initializer.append(numpy_helper.from_array(tensor, name))
+        for name, tensor in zip(names, (codes, scale, np.zeros(scale.shape, np.int32))):
+            graph.add(numpy_helper.from_array(np.asarray(tensor), name))
         attributes = {"axis": 0} if scale.ndim else {}
-        added.append((node.output[0], helper.make_node("DequantizeLinear", names[:3], [names[3]], **attributes)))
+        added[node.output[0]] = helper.make_node("DequantizeLinear", names[:3], [names[3]], **attributes)
         node.input[2] = names[3]
-    before = dict(added)
-    ordered = [
-        part
-        for node in graph.graph.node
-        for part in ([before[node.output[0]]] if node.output[0] in before else []) + [node]
-    ]
+    ordered = []
+    for node in graph.graph.node:
+        ordered += [added[node.output[0]], node] if node.output[0] in added else [node]
     del graph.graph.node[:]
     graph.graph.node.extend(ordered)
 
 
-def _bias(bias: np.ndarray, input_scale: float, weight_scale: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Codes int32 (out,) and scale float32 of a bias; None where a code would not fit into 31 bits (the bias stays float)."""
-    scale = (weight_scale.astype(np.float32) * np.float32(input_scale)).astype(np.float32)
-    codes = np.round(bias.astype(np.float64) / np.maximum(scale.astype(np.float64), np.finfo(np.float32).tiny))
-    if np.abs(codes).max(initial=0) > LARGEST_BIAS or not (scale > 0).all():
-        return None, scale
-    return codes.astype(np.int32), scale
+def _room_for_bias(graph: Graph, weight: Weight, bias: np.ndarray, input_scale: float) -> bool:
+    """Make sure that bias codes fit into 31 bits: a channel with next to no weights gets a larger weight scale.
+
+    Such channels (a batch norm whose gain went to 0) contribute nothing but their bias. Returns False when nothing can be
+    done, because one scale serves all channels.
+    """
+    from onnx import numpy_helper
+
+    scale = graph.array(weight.scale).astype(np.float64)
+    least = np.maximum(np.abs(bias.astype(np.float64)) / (LARGEST_BIAS * input_scale), np.finfo(np.float32).tiny)
+    least = np.maximum(least, np.finfo(np.float32).tiny / input_scale)
+    if (scale >= least).all():
+        return True
+    if weight.axis is None:
+        return False
+    larger = np.maximum(scale, least)
+    codes = graph.array(weight.codes)
+    shape = [1] * codes.ndim
+    shape[weight.axis] = -1
+    codes = np.round(codes * (scale / larger).reshape(shape)).astype(codes.dtype)
+    graph.add(numpy_helper.from_array(codes, weight.codes))
+    graph.add(numpy_helper.from_array(larger.astype(np.float32), weight.scale))
+    return True
 
 
 def _forget_unused(graph: Graph) -> None:

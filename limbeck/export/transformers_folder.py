@@ -50,7 +50,8 @@ def export_transformers(model: nn.Module, task_or_example: Any, folder: Path | s
     """Write a transformers model as a transformers folder, reload it, and return the largest difference of its outputs.
 
     task_or_example  a Task or a batch of example inputs for the comparison; None: the model's own `dummy_inputs`
-    tokenizer        a folder to copy the tokenizer's (or image processor's) files from, or an object with `save_pretrained`
+    tokenizer        a folder to copy the tokenizer's (or image processor's) files from, or an object with `save_pretrained`;
+                     None: the task's own, where it has one
 
     Raises UsageError when the model is no transformers PreTrainedModel or `folder` is there and not empty; ExportError when the
     config cannot express the model, naming the plan that is in the way, or when the reloaded model differs.
@@ -76,7 +77,7 @@ def export_transformers(model: nn.Module, task_or_example: Any, folder: Path | s
         finally:
             model.config = before
             model.train(training)
-        _write_tokenizer(tokenizer, at)
+        _write_tokenizer(getattr(task_or_example, "tokenizer", None) if tokenizer is None else tokenizer, at)
         return _compare(model, at, inputs)
 
 

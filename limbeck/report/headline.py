@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.measure.base import Measurement
 from limbeck.report.report import Report, Stage
 from limbeck.report.svg import element, text
-from limbeck.report.words import change, shown, title
+from limbeck.report.words import change, shown, spread, title
 
 RUNTIME_BOUND = ("latency", "throughput", "peak_memory")  # measurements that compare within one runtime only
 
@@ -77,6 +77,8 @@ def achievement(report: Report) -> str:
 def _card(report: Report, now: Measurement) -> str:
     before = comparable(report, now.name)
     parts = [element("h3", text(title(now.name))), element("p", text(shown(now)), class_="value")]
+    if spread(now):
+        parts.append(element("p", text(spread(now)), class_="from"))
     if before is not None:
         first = before.measurements[now.name]
         improved = now.value < first.value if now.better == "lower" else now.value > first.value

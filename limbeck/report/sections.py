@@ -34,7 +34,11 @@ def stages(report: Report) -> str:
     table = element(
         "table", element("thead", element("tr", *head)), element("tbody", *rows), class_="stages", data_sortable=True
     )
-    words = "Small print: the change against the first stage, then the quartiles of repeated runs. Best values are bold. † against another runtime, so not the model's doing alone."
+    words = (
+        "Small print: the change against the first stage, then the quartiles of repeated runs. Best values are bold."
+    )
+    if "†" in table:
+        words += " † against another runtime, so not the model's doing alone."
     return _scroll(table, "Stages and their measurements") + element("p", text(words), class_="hint")
 
 

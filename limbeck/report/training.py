@@ -88,7 +88,7 @@ def curves(lines: Sequence[Curve], name: str, what: str) -> str:
         return ""
     thinned = [thin(line.steps, line.values) for line in lines]
     every = [value for line in thinned for row in line for value in row[2:]]
-    wide_range = min(every) > 0 and max(every) / min(every) >= 50
+    wide_range = name == "loss" and min(every) > 0 and max(every) / min(every) >= 50
     last = max(line.steps[-1] for line in lines)
     words = tick_words(name, "")
 

@@ -18,8 +18,8 @@ from limbeck.training.randomness import derived_seed, seed_everything
 class Feed:
     """The train split of a task as an endless row of steps: batch k is a function of (seed, k) alone.
 
-    Each batch also carries `epoch`, which a cached teacher looks its answers up by. `process` keeps the global
-    generators of several processes apart. Raises DataError for an empty split.
+    Each batch also carries `epoch`, which a cached teacher looks its answers up by. Before a batch is fetched the global
+    generators are seeded from (seed, step, process). Raises DataError for an empty split.
     """
 
     def __init__(self, task: Any, config: TrainingConfig, seed: int, process: int = 0):
@@ -39,17 +39,14 @@ class Feed:
             self.mixed(batch, 0)
         return batch
 
-    def seed_step(self, step: int) -> None:
-        """Seed the global generators for a step."""
-        seed_everything(derived_seed(self.seed, "step", step, self.process))
-
     def start(self, step: int) -> Iterator[dict[str, Any]]:
         """The batches of steps `step`, `step + 1`, ... without end."""
         while True:
             epoch, skip = divmod(step, self.per_epoch)
             given = self._epoch(epoch, skip)
             for _ in range(skip, self.per_epoch):
-                self.seed_step(step)  # a task that draws from a global generator repeats as well
+                # for the whole step: dropout, procedures, and tasks that draw from a global generator
+                seed_everything(derived_seed(self.seed, "step", step, self.process))
                 batch = next(given, None)
                 if batch is None:
                     raise DataError(

@@ -185,7 +185,6 @@ class _Run:
             if not module.training:
                 module.train()
         factor = rate_factor(config.schedule, step, self.steps, config.warmup, config.milestones, config.decay)
-        self.feed.seed_step(step)
         values = self.updater.compute(batch, state)
         self.watch.add(step, (step + 1) / self.per_epoch, config.learning_rate * factor, values)
         if self.device.type == "cpu" or (step + 1) % DEFERRED == 0:

@@ -82,7 +82,7 @@ class Updater:
         return counted or [(next(piece for piece in pieces if piece), 0.0)]  # nothing for this process: keep in step
 
     def _losses(self, piece: Mapping[str, Any], state: State):
-        # Without the cache of cast weights: a pass without gradient in the same step would leave it weights that have none.
+        # Without the cache of cast weights: in older torch a pass without gradient left it weights that have none.
         bf16 = self.config.precision == "bf16"
         with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             losses = self.procedure.step(piece, state)

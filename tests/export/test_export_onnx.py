@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx
 import pytest
 import torch
@@ -264,8 +266,29 @@ def test_weights_beyond_one_protobuf_file_lie_beside_it(conv, tmp_path, monkeypa
 
 
 def test_half_precision_models_are_exported_in_float32_and_left_alone(conv, tmp_path):
-    import copy
-
     model = copy.deepcopy(conv).bfloat16().train()
     export_onnx(model, Pictures(conv), tmp_path / "m.onnx")
     assert model.training and model.head.weight.dtype == torch.bfloat16
+
+
+def test_a_quantized_model_is_exported_on_its_own_grids(conv, tmp_path):
+    from limbeck.plan import apply
+    from limbeck.quantization import FoldBatchNorm, Quantize
+
+    task = Pictures(conv)
+    model = copy.deepcopy(conv)
+    for transform in (FoldBatchNorm(), Quantize(examples=64)):
+        model = apply(model, transform.plan(model, task)).eval()
+    result = export_onnx(model, task, tmp_path / "m.onnx", precision="int8")
+    assert result.difference < 0.02  # a step of the grid at most: both round the same codes
+    codes = next(m for m in model.modules() if hasattr(m, "codes")).codes.numpy()
+    stored = [numpy_helper.to_array(t) for t in onnx.load(str(result.path)).graph.initializer]
+    assert any(array.dtype == "int8" and array.shape == codes.shape and (array == codes).all() for array in stored)
+    check_quality(result.path, task, task.evaluate(model_of(model)), tolerance=0.05)
+    with pytest.raises(UsageError, match="quantized already"):
+        export_onnx(model, task, tmp_path / "n.onnx", precision="int8_dynamic")
+
+
+def model_of(model: nn.Module):
+    """`forward(batch)` of a model without gradients."""
+    return torch.no_grad()(lambda batch: model(batch["pixel_values"]))

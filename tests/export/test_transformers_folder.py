@@ -55,6 +55,24 @@ def test_unchanged_and_with_tokenizer_files(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_the_tokenizer_of_a_task_comes_along(tmp_path):
+    class Words:
+        def save_pretrained(self, folder):
+            (folder / "tokenizer.json").write_text("{}")
+
+    class Texts:
+        tokenizer = Words()
+
+        def batches(self, *_, **__):
+            return iter(())
+
+        def example(self, rows):
+            return {"input_ids": IDS[:rows]}
+
+    export_transformers(bert(), Texts(), tmp_path / "a")
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == "{}"
+
+
 def test_fewer_layers_and_narrower_feed_forward(tmp_path):
     model = bert()
     model.encoder.layer = nn.ModuleList([model.encoder.layer[0], model.encoder.layer[2]])

@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.measure import measure_model, measure_onnx, peak_memory_of, peak_memory_onnx, quality_onnx, quality_torch
+from limbeck.measure.memory_child import high_water, resident
 from limbeck.measure.sessions import fixed_batch_size, onnx_form, open_session
 
 
@@ -75,6 +76,11 @@ def test_peak_memory_grows_with_the_model(task, file, tmp_path):
     big = peak_memory_onnx(export(wide, tmp_path / "wide.onnx"), task, runs=1)
     assert big.value - small.value > 0.8 * 4 * 10_000_000  # ten million float32 weights
     assert big.unit == "bytes" and "fresh process" in big.where
+
+
+def test_the_high_water_mark_is_in_bytes():
+    mark = high_water()
+    assert mark is None or 0.9 * resident() <= mark < 1e12
 
 
 def test_peak_memory_of_a_call_sees_what_it_touches():

@@ -58,6 +58,8 @@ def test_overrides_change_the_config(tmp_path):
 def test_the_number_of_classes_comes_back():
     model = transformer(*CASES["bert"])
     assert build(lineage(model).factory).classifier.out_features == 4
+    # defaults are spelled out, for another transformers may have others
+    assert lineage(model).factory.arguments["config"]["layer_norm_eps"] == 1e-12
 
 
 @pytest.mark.parametrize(
@@ -88,8 +90,10 @@ def test_bad_configs(auto_class, config, message):
 
 def test_only_safetensors_are_read(tmp_path):
     auto_class, config = CASES["bert"]
-    transformer(auto_class, config).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    model = transformer(auto_class, config)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         load_pretrained(str(tmp_path), auto_class)
 

@@ -16,6 +16,8 @@ from limbeck.models.sentence_encoder import (
     sentence_encoder,
     student_encoder,
 )
+from limbeck.plan import apply
+from limbeck.quantization.quantize import Quantize
 
 CONFIG = {
     "model_type": "bert", "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -109,7 +111,7 @@ def test_sentence_transformers_gives_the_same_embeddings(settings, tmp_path):
 
     model = make(**settings)
     tokenizer = train_tokenizer(TEXTS, "characters", framed=True)
-    export_sentence_transformers(model, tmp_path / "made", tokenizer, length=16)
+    assert export_sentence_transformers(model, batch(), tmp_path / "made", tokenizer=tokenizer, length=16) < 1e-6
     loaded = SentenceTransformer(str(tmp_path / "made"), device="cpu")
     rows = tokenizer(TEXTS, padding=True, return_tensors="pt", max_length=16, truncation=True)
     with torch.no_grad():
@@ -124,9 +126,10 @@ def test_sentence_transformers_gives_the_same_embeddings(settings, tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
+    folder = tmp_path_factory.mktemp("teacher") / "model"
     model = make()
-    export_sentence_transformers(model, folder, train_tokenizer(TEXTS, "characters", framed=True), length=16)
+    tokenizer = train_tokenizer(TEXTS, "characters", framed=True)
+    export_sentence_transformers(model, batch(), folder, tokenizer=tokenizer, length=16)
     return folder, model
 
 
@@ -191,7 +194,11 @@ def test_mistakes_are_named(saved, tmp_path):
     with pytest.raises(ArtifactError, match="not installed"):
         resolve_folder("package:no_such_package_at_all/model")
     with pytest.raises(UsageError, match="only a sentence encoder"):
-        export_sentence_transformers(torch.nn.Linear(2, 2), tmp_path, "nowhere")
+        export_sentence_transformers(torch.nn.Linear(2, 2), batch(), tmp_path / "made", tokenizer="nowhere")
+    with pytest.raises(UsageError, match="needs a tokenizer"):
+        export_sentence_transformers(make(), batch(), tmp_path / "made")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export_sentence_transformers(make(), batch(), folder, tokenizer="nowhere")
     (tmp_path / "modules.json").write_text(
         json.dumps([{"type": "x.Transformer", "path": ""}, {"type": "x.Router", "path": "1"}])
     )
@@ -206,13 +213,28 @@ def test_export_follows_dropped_layers_and_refuses_pruned_heads(tmp_path):
     tokenizer = train_tokenizer(TEXTS, "characters", framed=True)
     model = make()
     del model.transformer.encoder.layer[1]
-    export_sentence_transformers(model, tmp_path / "fewer", tokenizer)
+    export_sentence_transformers(model, batch(), tmp_path / "fewer", tokenizer=tokenizer)
     assert len(load_sentence_encoder(tmp_path / "fewer").transformer.encoder.layer) == 2
     own = model.transformer.encoder.layer[0].attention.self
     own.query = torch.nn.Linear(24, 12)
     with pytest.raises(ExportError, match="does not fit"):
-        export_sentence_transformers(model, tmp_path / "heads", tokenizer)
+        export_sentence_transformers(model, batch(), tmp_path / "heads", tokenizer=tokenizer)
     assert not (tmp_path / "heads").exists()
+
+
+def test_a_quantized_encoder_is_written_with_the_weights_of_its_codes(tmp_path):
+    model = make()
+    before = {path: m.weight.detach().clone() for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    apply(model, Quantize(activations="dynamic").plan(model))
+    tokenizer = train_tokenizer(TEXTS, "characters", framed=True)
+    difference = export_sentence_transformers(model, batch(), tmp_path / "made", tokenizer=tokenizer)
+    assert 0 < difference < 0.02
+    for path, module in load_sentence_encoder(tmp_path / "made").named_modules():
+        if path in before:
+            step = before[path].abs().amax(1, keepdim=True) / 127
+            assert not torch.equal(module.weight, before[path])
+            assert ((module.weight - before[path]).abs() <= step / 2 * 1.001).all()
+            assert torch.allclose(module.weight / step, (module.weight / step).round(), atol=1e-3)
 
 
 def test_a_package_folder_is_found():

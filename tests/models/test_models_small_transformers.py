@@ -149,6 +149,14 @@ def test_vit_patches_in_order():
     assert model.positions.shape == (1, 5, 8)
 
 
+def test_vit_reads_the_class_token():
+    make, batch = MODELS["vit"]
+    model = make().eval()
+    signals = capture(model, batch, {"logits", "norm"})
+    assert signals["norm"].shape == (2, 17, 16)
+    assert torch.equal(signals.logits, model.head(signals["norm"][:, 0]))
+
+
 def test_bad_sizes():
     with pytest.raises(UsageError, match="heads must divide width; 3 does not divide 16"):
         gpt(10, width=16, heads=3)

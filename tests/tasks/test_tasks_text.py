@@ -58,10 +58,15 @@ def test_cut_to_length_keeps_the_frame(folder):
     assert task.tokenizer.decode(ids) == "[CLS]a fine a[SEP]"
 
 
-def test_the_tokenizer_sees_train_only(folder):
-    task = TextClassification(folder, tokenizer="characters", holdout=0.05)
-    held = next(task.batches("validation", 1))
-    assert task.vocabulary_size == 5 + len(set("".join(f"{GOOD} {BAD} 0123456789"))) and len(held["labels"]) == 1
+def test_the_tokenizer_sees_train_only(folder, tmp_path):
+    strange = datasets.Dataset.from_dict({"sentence": ["\u03a9\u03a9"] * 2, "label": [0, 1]})
+    strange.to_parquet(tmp_path / "taste" / "validation.parquet")
+    strange.to_parquet(tmp_path / "taste" / "test.parquet")
+    task = TextClassification(folder, tokenizer="characters")
+    assert task.vocabulary_size == 5 + len(set(f"{GOOD} {BAD} 0123456789"))
+    for split in ("validation", "test"):
+        ids = next(task.batches(split, 1))["input_ids"][0, :4].tolist()
+        assert ids == task.tokenizer.convert_tokens_to_ids(["[CLS]", "[UNK]", "[UNK]", "[SEP]"])
 
 
 def test_a_tokenizer_from_a_folder(folder, tmp_path):
