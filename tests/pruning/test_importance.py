@@ -139,3 +139,33 @@ def test_measuring_leaves_the_model_as_it_was():
         assert [m.training for m in model.modules()] == modes
         assert not model.head.weight.requires_grad and all(p.grad is None for p in model.parameters())
     assert TOKENS is task
+
+
+class Joined(nn.Module):
+    """One stream of 24 channels: a convolution plus the concatenation of two narrower ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 24, 1)
+        self.read = nn.Conv2d(24, 4, 1)
+
+    def forward(self, pixel_values):
+        stream = self.c(pixel_values) + torch.cat([self.a(pixel_values), self.b(pixel_values)], 1)
+        return self.read(stream.relu()).mean((2, 3))
+
+
+def test_items_that_own_nothing_in_a_tensor_gain_nothing_from_it():
+    model = restless(Joined(), 2)
+    expected = {}
+    for channel in range(24):
+        part, position = (model.a, channel) if channel < 16 else (model.b, channel - 16)
+        owned = [part.weight[position], part.bias[position : position + 1], model.c.weight[channel]]
+        owned += [model.c.bias[channel : channel + 1], model.read.weight[:, channel]]
+        expected[channel] = sum(tensor.abs().sum().item() for tensor in owned)
+    found = {}
+    groups, left = find_groups(model, IMAGES.example(2))
+    assert set(left) == {"read"}
+    for group in groups:
+        stream = next(m.index[:, 0].tolist() for m in group.members if m.path == "c")
+        found |= dict(zip(stream, scored(model, group, Magnitude()).tolist()))
+    assert found == pytest.approx(expected, rel=1e-5)
