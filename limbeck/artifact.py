@@ -85,7 +85,7 @@ def save(
                 "factory": past.factory.to_json(),
                 "plans": [plan.to_json() for plan in past.plans],
                 "tensors": description.to_json(),
-                "weights": weights_digest(model),
+                "weights": weights_digest(model, description.constants),
             },
             "the factory or a plan",
         )
@@ -138,7 +138,7 @@ def load(folder: Path | str, *, trust: Iterable[str] = (), device: str = "cpu") 
             f"{ARCHITECTURE} in {folder} cannot be built: {type(error).__name__}: {error}. "
             "It needs the code and the library versions that it was saved with."
         ) from error
-    if weights_digest(model) != digest:
+    if weights_digest(model, description.constants) != digest:
         raise ArtifactError(f"{WEIGHTS} in {folder} does not hold the weights that {ARCHITECTURE} names")
     return with_lineage(model.to(device).eval(), past.factory, past.plans)
 
@@ -153,6 +153,7 @@ def info(folder: Path | str) -> dict[str, Any]:
 
     Returns {"format", "limbeck", "factory", "plans": [kinds], "trust": package or None, "elements", "dtypes": {type: elements},
     "bytes", "weights": digest, "files": {name: bytes}, "recipe": bool, "report": bool}.
+    "weights" is `weights_digest` of the model, its constants outside the state dict included where it has any.
     """
     folder = Path(folder)
     listing = manifest.read(folder)

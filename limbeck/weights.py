@@ -73,13 +73,15 @@ class Description:
         return Description(shared, strides, dtypes, constants)
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module, buffers: Iterable[str] = ()) -> str:
     """Hexadecimal SHA-256 over the names, types, shapes and bytes of the state dict, in order of name.
+
+    `buffers` names buffers outside the state dict that count as well, such as the constants of an artifact.
 
     Equal digests mean equal weights bit for bit, wherever the tensors lie and however they lie in memory.
     """
     state = hashlib.sha256()
-    for name, tensor in sorted(_state(model).items()):
+    for name, tensor in sorted({**_state(model), **{name: model.get_buffer(name) for name in buffers}}.items()):
         state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         state.update(_bytes(tensor))
     return state.hexdigest()

@@ -157,6 +157,16 @@ def test_tied_weights_stay_tied_and_constants_come_back(tmp_path):
     assert architecture["tensors"]["constants"] == ["noise"]  # `angles` is made again by the factory
 
 
+def test_a_changed_constant_is_refused_even_when_the_manifest_fits(tmp_path):
+    folder = save(tied(), tmp_path / "a")
+    path = folder / "model.safetensors"
+    tensors = artifact.safetensors.torch.load_file(path)
+    artifact.safetensors.torch.save_file({**tensors, "noise": tensors["noise"] + 1}, path)
+    resign(folder)
+    with pytest.raises(ArtifactError, match="does not hold the weights"):
+        load(folder, trust=[HERE])
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_numbers_that_a_constructor_draws_are_kept_whatever_the_seed(tmp_path, seed):
     torch.manual_seed(seed)
