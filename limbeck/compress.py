@@ -29,6 +29,7 @@ from torch import nn
 
 from limbeck import artifact
 from limbeck.budget import Budget
+from limbeck.build import lineage
 from limbeck.errors import DataError, UsageError
 from limbeck.exports import files_of
 from limbeck.files import digest, locked, write_text
@@ -39,7 +40,7 @@ from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, FrozenTeacher, build_cache
+from limbeck.teachers import AveragedTeacher, EnsembleTeacher, FrozenTeacher, build_cache
 from limbeck.training import Distil, Supervised, Trainer
 from limbeck.training.randomness import derived_seed
 
@@ -153,29 +154,29 @@ class _Run:
         job = self.job
         self._check_classes()
         made: list[Stage] = []
-        teacher = self._teacher()
-        if teacher is not None:
-            made.append(teacher)
+        teachers = [self._teacher(source, number) for number, source in enumerate(job.teachers)]
+        made.extend(teachers)
         student_key = (
-            digest({**self.data, "student": job.student.spec, "seed": job.seed}) if job.student else teacher.key
+            digest({**self.data, "student": job.student.spec, "seed": job.seed}) if job.student else teachers[0].key
         )
         if job.baseline:
             made.append(self._baseline(student_key))
         previous: Stage | None = None
         for index, step in enumerate(job.steps):
-            key = digest({"before": previous.key if previous else student_key, **self._decides(step, teacher)})
+            key = digest({"before": previous.key if previous else student_key, **self._decides(step, teachers)})
             previous = self._stage(
                 self.out / "steps",
                 index,
                 step.name,
                 key,
-                lambda work, p=previous, s=step: self._do(s, p, teacher, work),
+                lambda work, p=previous, s=step: self._do(s, p, teachers, work),
             )
             made.append(previous)
         return made
 
-    def _decides(self, step: Step, teacher: Stage | None) -> dict[str, Any]:
-        uses = teacher.key if teacher is not None and not isinstance(step, Change) else None
+    def _decides(self, step: Step, teachers: Sequence[Stage]) -> dict[str, Any]:
+        keys = [] if isinstance(step, Change) else [teacher.key for teacher in teachers]
+        uses = keys if len(keys) > 1 else keys[0] if keys else None
         return {**self.data, "step": describe_step(step), "teacher": uses, "seed": self.job.seed}
 
     def _stage(self, parent: Path, index: int, name: str, key: str, make: Any) -> Stage:
@@ -187,24 +188,25 @@ class _Run:
             artifact.save(model, folder, extra_files=extra)
         return stage
 
-    def _teacher(self) -> Stage | None:
-        """The teacher's stage: trained in the shared store when the recipe trains it, else as it is."""
-        source = self.job.teacher
-        if source is None:
-            return None
+    def _teacher(self, source: Source, number: int) -> Stage:
+        """A teacher's stage: trained in the shared store when the recipe trains it, else as it is."""
+        name = "teacher" if len(self.job.teachers) == 1 else f"teacher-{number + 1}"
+        if isinstance(source.model, nn.Module) and lineage(source.model) is None:
+            return Stage(name, digest({"source": source.spec}), None, source.model)
         decides = {**self.data, "source": source.spec, "seed": source.seed if source.train else None}
         if isinstance(source.model, Mapping) and "path" in source.model and "class" not in source.model:
             decides["weights"] = artifact.info(source.model["path"])["weights"]
         key = digest(decides)
         if source.train is None:
             return self._stage(
-                self.out / "steps", 0, "teacher", key, lambda work: (source.build(self.job.trust, "teacher"), None)
+                self.out / "steps", 0, name, key, lambda work: (source.build(self.job.trust, "teacher"), None)
             )
         store = store_folder() / "models"
         with locked(store / f".{key[:12]}.lock", None):
-            return self._stage(
+            made = self._stage(
                 store, 0, "teacher", key, lambda work: self._train_source(source, store / f".work-{key[:12]}")
             )
+        return Stage(name, key, made.folder)
 
     def _train_source(self, source: Source, work: Path) -> tuple[nn.Module, dict[str, Any]]:
         model = source.build(self.job.trust, "teacher.model")
@@ -215,10 +217,10 @@ class _Run:
         shutil.rmtree(work, ignore_errors=True)
         return model, history.to_json()
 
-    def _student(self, teacher: Stage | None) -> nn.Module:
+    def _student(self, teachers: Sequence[Stage]) -> nn.Module:
         if self.job.student is not None:
             return copy.deepcopy(self.job.student.build(self.job.trust, "student"))
-        return teacher.load(self.job.trust)
+        return teachers[0].load(self.job.trust)
 
     def _baseline(self, student_key: str) -> Stage:
         step = next((s for s in self.job.steps if isinstance(s, Distill)), None)
@@ -231,21 +233,21 @@ class _Run:
         )
 
         def make(work: Path) -> tuple[nn.Module, dict[str, Any]]:
-            return self._train(Train(step.train, name="baseline"), self._student(None), None, work, step.name)
+            return self._train(Train(step.train, name="baseline"), self._student(()), (), work, step.name)
 
         return self._stage(self.out / "steps", 0, "baseline", key, make)
 
     def _do(
-        self, step: Step, previous: Stage | None, teacher: Stage | None, work: Path
+        self, step: Step, previous: Stage | None, teachers: Sequence[Stage], work: Path
     ) -> tuple[nn.Module, dict[str, Any] | None]:
-        model = previous.load(self.job.trust) if previous is not None else self._student(teacher)
+        model = previous.load(self.job.trust) if previous is not None else self._student(teachers)
         if isinstance(step, Change):
             plan = step.transform.plan(model, self.job.task, self.job.budget)
             return apply(model, plan), None
-        return self._train(step, model, teacher, work, step.name)
+        return self._train(step, model, teachers, work, step.name)
 
     def _train(
-        self, step: Step, model: nn.Module, teacher: Stage | None, work: Path, seed_name: str
+        self, step: Step, model: nn.Module, teachers: Sequence[Stage], work: Path, seed_name: str
     ) -> tuple[nn.Module, dict[str, Any]]:
         task, seed = self.job.task, derived_seed(self.job.seed, seed_name)
         finish = None
@@ -260,20 +262,21 @@ class _Run:
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
         else:
-            procedure = Distil(model, self._signals(step, model, teacher, seed, work), step.objective)
+            procedure = Distil(model, self._signals(step, teachers, seed, work), step.objective)
         history = trainer.run(masks.follow(procedure), task)
         if finish is not None:
             model, plan = finish(model, task)
             model = apply(model, plan)
         return model, history.to_json()
 
-    def _signals(self, step: Step, model: nn.Module, teacher: Stage | None, seed: int, work: Path) -> Any:
+    def _signals(self, step: Step, teachers: Sequence[Stage], seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
             return AveragedTeacher()
-        if teacher is None:
+        if not teachers:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
-        frozen = FrozenTeacher(teacher.load(self.job.trust), precision=step.train.precision)
+        members = [FrozenTeacher(stage.load(self.job.trust), precision=step.train.precision) for stage in teachers]
+        frozen = members[0] if len(members) == 1 else EnsembleTeacher(members)
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
@@ -298,10 +301,10 @@ class _Run:
         compares = any(
             isinstance(s, Distill) and s.teacher is None and LOGITS in s.objective.reads.teacher for s in job.steps
         )
-        if job.teacher is None or job.student is None or not compares:
+        if not job.teachers or job.student is None or not compares:
             return
         width = {}
-        for role, source in (("teacher", job.teacher), ("student", job.student)):
+        for role, source in (("teacher", job.teachers[0]), ("student", job.student)):
             model = source.build(job.trust, role)
             mode = model.training
             with torch.no_grad():

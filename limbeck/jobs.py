@@ -58,7 +58,7 @@ class Job:
     name: str
     seed: int
     task: Any
-    teacher: Source | None
+    teachers: tuple[Source, ...]
     student: Source | None
     steps: tuple[Step, ...]
     baseline: bool = False
@@ -69,9 +69,11 @@ class Job:
     spec: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.teacher is None and self.student is None:
+        if not self.teachers and self.student is None:
             raise UsageError("a recipe needs a teacher, a student or both: there is no model to compress")
-        if self.teacher is None and any(isinstance(step, Distill) and step.teacher is None for step in self.steps):
+        if len(self.teachers) > 1 and self.student is None:
+            raise UsageError("with several teachers, name the student: none of them is the one to be made smaller")
+        if not self.teachers and any(isinstance(step, Distill) and step.teacher is None for step in self.steps):
             raise UsageError("a distill step needs the recipe's teacher, and there is none")
 
 
@@ -79,7 +81,11 @@ def from_recipe(recipe: Recipe, trust: Iterable[str] = ()) -> Job:
     """Resolve a recipe's names. Raises UsageError for the first that means nothing, before anything runs."""
     trust = tuple(trust)
     task = vocabulary.construct(recipe.task, "task", "task", trust)
-    teacher = _source(recipe.teacher, recipe.seed, "teacher", trust)
+    given = recipe.teacher if isinstance(recipe.teacher, list) else [recipe.teacher] if recipe.teacher else []
+    teachers = tuple(
+        _source(source, recipe.seed, f"teacher[{i}]" if len(given) > 1 else "teacher", trust)
+        for i, source in enumerate(given)
+    )
     if recipe.student in (None, "teacher"):
         student = None
     else:
@@ -90,7 +96,7 @@ def from_recipe(recipe: Recipe, trust: Iterable[str] = ()) -> Job:
         recipe.name,
         recipe.seed,
         task,
-        teacher,
+        teachers,
         student,
         steps,
         recipe.baseline,
@@ -102,9 +108,7 @@ def from_recipe(recipe: Recipe, trust: Iterable[str] = ()) -> Job:
     )
 
 
-def _source(source: ModelSource | None, seed: int, where: str, trust: tuple[str, ...]) -> Source | None:
-    if source is None:
-        return None
+def _source(source: ModelSource, seed: int, where: str, trust: tuple[str, ...]) -> Source:
     _check_model(source.model, f"{where}.model", trust)
     train = training_config(source.train, f"{where}.train") if source.train is not None else None
     objective = (
@@ -172,7 +176,7 @@ def from_python(
         name,
         seed,
         task,
-        sources["teacher"],
+        (sources["teacher"],) if sources["teacher"] else (),
         sources["student"],
         parsed,
         baseline,

@@ -73,7 +73,9 @@ class Recipe(_Strict):
     name: str = Field(description="A short name; it titles the report.", pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
     seed: int = Field(0, ge=0, description="Decides every random number.")
     task: Spec = Field(description="What the model is for: a class of limbeck.tasks with its fields.")
-    teacher: ModelSource | None = Field(None, description="Where training signals come from.")
+    teacher: ModelSource | list[ModelSource] | None = Field(
+        None, description="Where training signals come from; a list of models teaches as an ensemble."
+    )
     student: Spec | None = Field(
         None,
         description="The small model: a class of limbeck.models, {path: ...}, or 'teacher' for a copy of the teacher.",
@@ -98,7 +100,9 @@ class Recipe(_Strict):
         try:
             return Recipe.model_validate(dict(value))
         except ValidationError as error:
-            raise UsageError("\n".join(_explain(where, problem) for problem in error.errors())) from None
+            other = "ModelSource" if isinstance(value.get("teacher"), list) else "list[ModelSource]"
+            problems = [problem for problem in error.errors() if other not in problem["loc"][1:2]]
+            raise UsageError("\n".join(_explain(where, problem) for problem in problems)) from None
 
     @staticmethod
     def load(path: Path | str) -> Recipe:
@@ -124,7 +128,7 @@ class Recipe(_Strict):
 
 
 def _explain(where: str, problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("ModelSource", "list[ModelSource]"))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         owner = {"teacher": ModelSource, "measure": Measure}.get(str(problem["loc"][0]), Recipe)

@@ -7,6 +7,7 @@ of them alike. What was measured once is kept in out/measured and not measured a
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,19 +43,28 @@ from limbeck.speed import measure_speed
 
 @dataclass(frozen=True)
 class Stage:
-    """One model of a run: its name, the digest of all that decided it, and the artifact folder that holds it."""
+    """One model of a run: its name, the digest of all that decided it, and the artifact folder that holds it.
+
+    A teacher without lineage cannot be an artifact: it has no folder and stays in memory as `model`.
+    """
 
     name: str
     key: str
-    folder: Path
+    folder: Path | None
+    model: nn.Module | None = None
 
     def load(self, trust: Iterable[str] = ()) -> nn.Module:
-        return artifact.load(self.folder, trust=trust)
+        return copy.deepcopy(self.model).eval() if self.folder is None else artifact.load(self.folder, trust=trust)
+
+    @property
+    def label(self) -> str:
+        """A name for files, unique in a run."""
+        return self.folder.name if self.folder is not None else f"00-{self.name}-{self.key[:12]}"
 
     @property
     def history(self) -> dict[str, Any] | None:
-        path = self.folder / "history.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        path = self.folder / "history.json" if self.folder is not None else None
+        return json.loads(path.read_text()) if path is not None and path.exists() else None
 
 
 @dataclass
@@ -131,7 +141,7 @@ def _measure_stage(
     stage: Stage, form: str, task: Any, settings: Measure, folder: Path, trust: Iterable[str], final: bool
 ) -> Measured:
     name = stage.name if form == "onnx" else form
-    base = folder / f"{stage.folder.name}-{form}"
+    base = folder / f"{stage.label}-{form}"
     asked = digest(
         {
             "split": settings.split,
@@ -162,10 +172,9 @@ def _measure_stage(
         refuse_lost_quality(model, task, path, settings)
     else:
         quality = quality_torch(model, task, settings.split, limit=settings.limit)
-        counts = [
-            model_bytes(model),
-            peak_memory_artifact(stage.folder, task, 1, settings.threads, runs=1, trust=tuple(trust)),
-        ]
+        counts = [model_bytes(model)]
+        if stage.folder is not None:
+            counts.append(peak_memory_artifact(stage.folder, task, 1, settings.threads, runs=1, trust=tuple(trust)))
     counts += [parameters(model), flops(model, task)]
     where = onnx_form(path) if onnx else next(iter(quality.measurements.values())).where
     row = Measured(

@@ -136,9 +136,7 @@ def test_a_changed_recipe_keeps_the_steps_it_shares(done, monkeypatch):
 def test_python_says_the_same_as_yaml(store, done, tmp_path):
     """The same steps from objects, with the trained teacher: the same weights after distillation."""
     job = from_recipe(Recipe.parse({**RECIPE, "steps": RECIPE["steps"][:1]}))
-    from limbeck.compress import _Run
-
-    first = _Run(job, tmp_path / "yaml", False).stages()
+    first = stages_of(job, tmp_path / "yaml")
     student = job.student.build((), "student")
     objective = lb.objectives.SoftTargets(temperature=4) + 0.1 * lb.objectives.Hint(student="layer3", teacher="layer3")
     task = lb.tasks.ImageClassification("digits")
@@ -147,7 +145,7 @@ def test_python_says_the_same_as_yaml(store, done, tmp_path):
     python = from_python(
         first[0].load(), task, [lb.Distill(objective, lb.TrainingConfig(**TRAIN))], student=student, seed=3
     )
-    second = _Run(python, tmp_path / "python", False).stages()
+    second = stages_of(python, tmp_path / "python")
     assert artifact.weights_digest(first[-1].load()) == artifact.weights_digest(second[-1].load())
 
 
@@ -164,6 +162,58 @@ def test_teacher_and_student_with_different_classes(store, tmp_path):
     recipe = {**RECIPE, "student": {**RECIPE["student"], "classes": 7}}
     with pytest.raises(UsageError, match=r"10 classes.*student 7"):
         run_recipe(Recipe.parse(recipe), tmp_path / "run", progress=False)
+
+
+def stages_of(job, folder):
+    from limbeck.compress import _Run
+
+    return _Run(job, folder, False).stages()
+
+
+def test_several_teachers_teach_as_an_ensemble(store, tmp_path):
+    few = {**TRAIN, "steps": 3}
+    member = {"model": RECIPE["teacher"]["model"], "train": few}
+    recipe = copy.deepcopy(RECIPE) | {"teacher": [{**member, "seed": 0}, {**member, "seed": 1}]}
+    recipe["steps"] = [{"distill": {"objective": "SoftTargets", "train": few}}]
+    made = stages_of(from_recipe(Recipe.parse(recipe)), tmp_path / "run")
+    assert [stage.name for stage in made] == ["teacher-1", "teacher-2", "distill"]
+    assert artifact.weights_digest(made[0].load()) != artifact.weights_digest(made[1].load())
+    alone = {**recipe, "teacher": recipe["teacher"][0]}
+    other = stages_of(from_recipe(Recipe.parse(alone)), tmp_path / "run")
+    assert artifact.weights_digest(made[-1].load()) != artifact.weights_digest(other[-1].load())
+
+
+def test_the_student_can_teach_itself(store, tmp_path):
+    recipe = copy.deepcopy(RECIPE) | {"teacher": None}
+    recipe["steps"] = [
+        {
+            "distill": {
+                "objective": ["CrossEntropy", "SoftTargets"],
+                "teacher": "average",
+                "train": {**TRAIN, "steps": 3},
+            }
+        }
+    ]
+    assert [stage.name for stage in stages_of(from_recipe(Recipe.parse(recipe)), tmp_path / "run")] == ["distill"]
+
+
+def test_any_module_may_teach(store, tmp_path):
+    """A teacher that Limbeck did not build needs no factory; only what is saved does."""
+    from torch import nn
+
+    from limbeck.jobs import from_python
+
+    task = lb.tasks.ImageClassification("digits")
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    step = lb.Distill(lb.objectives.SoftTargets(), lb.TrainingConfig(steps=2, batch_size=16))
+    made = stages_of(
+        from_python(teacher, task, [step], student=lb.models.resnet(8, channels=1, width=4)), tmp_path / "a"
+    )
+    assert [stage.name for stage in made] == ["teacher", "distill"] and made[0].folder is None
+    with pytest.raises(UsageError, match="factory"):
+        stages_of(
+            from_python(teacher, task, [step], student=nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), tmp_path / "b"
+        )
 
 
 def test_a_data_set_that_is_not_there(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Recipes: reading, mistakes, the published schema."""
 
+import json
 from pathlib import Path
 
 import jsonschema
@@ -41,6 +42,8 @@ def test_round_trip_through_yaml(tmp_path):
         (changed(exports=["onx"]), ["exports", "onx"]),
         (changed(measure={"thread": 2}), ["thread", "threads"]),
         (changed(name="../../etc"), ["name"]),
+        (changed(teacher={"modle": "resnet"}), ["teacher.modle", "model"]),
+        (changed(teacher=[{"modle": "resnet"}]), ["teacher.0.modle", "model"]),
         ([1, 2], ["mapping"]),
     ],
 )
@@ -77,6 +80,11 @@ def test_unreadable_recipes(tmp_path):
     (tmp_path / "object.yaml").write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(UsageError, match="not YAML"):
         Recipe.load(tmp_path / "object.yaml")
+
+
+def test_the_published_schema_is_the_schema():
+    published = Path(__file__).parent.parent / "docs" / "recipe.schema.json"
+    assert json.loads(published.read_text()) == schema(), "run: limbeck schema --out docs/recipe.schema.json"
 
 
 def test_the_schema_accepts_every_recipe_of_the_project():
