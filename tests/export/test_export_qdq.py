@@ -136,6 +136,28 @@ def test_float_additions_stay_float(tmp_path):
     assert np.abs(session(path).run(None, {"x": x})[0] - expected).max() < 1e-5
 
 
+def test_an_addition_with_an_operand_of_unknown_range_stays_float(tmp_path):
+    constants = weight_constants(np.random.default_rng(0), 3, 3, 1, "a")
+    nodes = [
+        weight_node("a", "wa"),
+        mark("Grid", "x", "x_grid", 0.03, 120),
+        helper.make_node("Conv", ["x_grid", "wa"], ["y"]),
+        mark("Range", "y", "y_range", 0.05, 128),
+        helper.make_node("Add", ["y_range", "z"], ["sum"]),
+        mark("Range", "sum", "sum_range", 0.05, 128),
+        helper.make_node("Sigmoid", ["sum_range"], ["out"]),
+    ]
+    path = tmp_path / "unknown.onnx"
+    shape = ["n", 3, 2, 2]
+    hand_made(path, nodes, {"x": shape, "z": shape}, {"out": shape}, constants)
+    expand(path)
+    proto = onnx.load(str(path))
+    assert not any(
+        "sum" in node.input or "z" in node.input for node in proto.graph.node if node.op_type == "QuantizeLinear"
+    )
+    session(path)
+
+
 def test_a_grid_moves_before_max_pooling_without_changing_anything(tmp_path):
     generator = np.random.default_rng(0)
     constants = weight_constants(generator, 3, 3, 1, "a") | weight_constants(generator, 2, 3, 1, "b")
