@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ExportError, LimbeckError, UsageError, did_you_mean, require
-from limbeck.export.runtime import OnnxModel, first_line
+from limbeck.export.checks import rows_of, verify
+from limbeck.export.runtime import first_line
 from limbeck.signals import TARGETS, call, first_tensor, model_inputs
 
 OPSET = 20
@@ -113,7 +114,7 @@ def export_onnx(
                 precisions.quantize_dynamic(file)
             elif precision == "int8":
                 precisions.quantize_static(file, task, tuple(example), calibration)
-        difference, checks = _verify(model, file, example, dynamic, limit)
+        difference, checks = verify(model, file, example, dynamic, limit)
         size = sum(one.stat().st_size for one in folder.iterdir())
         for one in sorted(folder.iterdir(), key=lambda p: p == file):  # the graph last: it names the others
             os.replace(one, path.parent / one.name)
@@ -129,43 +130,6 @@ def is_quantized(model: nn.Module) -> bool:
     return marked or (past is not None and any(plan.kind == "quantize" for plan in past.plans))
 
 
-def check_quality(
-    onnx: OnnxModel | Path | str,
-    task: Any,
-    reference: Mapping[str, float],
-    tolerance: float,
-    *,
-    metric: str | None = None,
-    split: str = "validation",
-    batch_size: int = 256,
-    limit: int | None = None,
-) -> dict[str, float]:
-    """Measure the task's metrics in ONNX Runtime and stop when `metric` (None: the task's main one) lost more than `tolerance`.
-
-    reference   metrics of the model before export, measured on the same split and limit
-    tolerance   the largest loss, in the metric's own unit (0.01 of an accuracy is one percentage point)
-
-    Returns the metrics. On a loss the file is kept for inspection as `PATH.rejected`, so that nothing deploys it by name,
-    and ExportError names the metric, before and after.
-    """
-    runner = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx)
-    metric = metric or task.metric
-    if metric not in reference:
-        raise UsageError(f"the reference has no metric {metric!r}. {did_you_mean(metric, reference)}")
-    found = task.evaluate(runner, split, batch_size, limit)
-    before, after = float(reference[metric]), float(found[metric])
-    better = task.better if metric == task.metric else "higher" if metric == "accuracy" else "lower"
-    lost = before - after if better == "higher" else after - before
-    if not lost <= tolerance:
-        rejected = runner.path.with_name(runner.path.name + ".rejected")
-        os.replace(runner.path, rejected)
-        raise ExportError(
-            f"the export lost quality: {metric} on {split} was {before:.6g} and is {after:.6g} in ONNX Runtime, "
-            f"at most {tolerance:g} may be lost. The file is kept as {rejected}."
-        )
-    return found
-
-
 def _example(value: Any) -> dict[str, Tensor]:
     if not isinstance(value, Mapping) or not value:
         raise UsageError(f"an export needs a Task or a batch of example inputs, got {type(value).__name__}")
@@ -173,11 +137,7 @@ def _example(value: Any) -> dict[str, Tensor]:
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in batch.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise UsageError(f"example inputs must share their first axis, the batch; got sizes {sorted(sizes)}")
-    return {name: _rows(tensor.detach().cpu(), max(2, tensor.shape[0])) for name, tensor in batch.items()}
-
-
-def _rows(tensor: Tensor, count: int) -> Tensor:
-    return tensor[torch.arange(count) % tensor.shape[0]]
+    return {name: rows_of(tensor.detach().cpu(), max(2, tensor.shape[0])) for name, tensor in batch.items()}
 
 
 def _inputs(model: nn.Module, example: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -301,59 +261,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _variants(example: dict[str, Tensor], dynamic: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Tensor]]:
-    """The example, and what a dynamic axis must also take: one row, five rows, shorter rows, padded rows."""
-    yield example
-    mask = example.get("attention_mask")
-    if mask is not None and mask.dim() == 2 and mask.shape[1] > 1:
-        rows, length = mask.shape
-        kept = length - (torch.arange(rows) + 1) * max(1, length // (2 * rows))
-        padded = (torch.arange(length) < kept.clamp_min(1)[:, None]).to(mask.dtype)
-        yield {**example, "attention_mask": padded}
-    if all("0" in dynamic.get(name, {}) for name in example):
-        for rows in (1, 5):
-            yield {name: _rows(tensor, rows) for name, tensor in example.items()}
-    varying = [name for name in example if "1" in dynamic.get(name, {})]
-    if varying:
-        length = example[varying[0]].shape[1]
-        for shorter in sorted({max(2, length // 2), max(2, length - 1)} - {length}):
-            yield {n: t[:, :shorter] if n in varying and t.shape[1] == length else t for n, t in example.items()}
-
-
-def _verify(
-    model: nn.Module, file: Path, example: dict[str, Tensor], dynamic: Mapping[str, Mapping[str, str]], limit: float
-) -> tuple[float, int]:
-    """The largest relative difference and the number of checks. Raises ExportError beyond the limit."""
-    onnx = require("onnx", "onnx")
-    try:
-        onnx.checker.check_model(str(file))
-        runner = OnnxModel(file, threads=1)
-    except (LimbeckError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"the exported graph is not valid: {first_line(error)}") from error
-    worst, checks = 0.0, 0
-    for batch in _variants(example, dynamic):
-        with torch.no_grad():
-            expected = first_tensor(call(model, batch)).float()
-        shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
-        try:
-            found = runner(batch).float()
-        except UsageError as error:
-            raise ExportError(f"the exported graph does not run where torch does: {error}") from error
-        if found.shape != expected.shape:
-            raise ExportError(
-                f"on inputs {shapes} torch gives {tuple(expected.shape)}, ONNX Runtime {tuple(found.shape)}"
-            )
-        scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        difference = float((found - expected).abs().max() / scale)
-        if not difference <= limit:
-            raise ExportError(
-                f"on inputs {shapes} the outputs of ONNX Runtime differ from torch by {difference:.3g} of the largest "
-                f"output; {limit:g} is allowed. Nothing was written."
-            )
-        worst, checks = max(worst, difference), checks + 1
-    return worst, checks
 
 
 @contextlib.contextmanager
