@@ -25,6 +25,7 @@ from limbeck.errors import ArtifactError, UsageError, did_you_mean
 from limbeck.models.pretrained import FORGOTTEN, load_pretrained, transformer
 
 POOLINGS = ("mean", "cls")
+STRENGTH = 8.0  # of the mean against the first token, where a layer starts as the mean of its inputs
 ACTIVATIONS = {"tanh": nn.Tanh, "identity": nn.Identity}
 
 
@@ -221,14 +222,16 @@ def student_encoder(
     hidden_act: str | None = None,
     heads: int | None = None,
     feed_forward: int | None = None,
+    train_words: bool = False,
 ) -> nn.Module:
     """A shallower BERT sentence encoder that starts from some layers of a trained one: its place to begin distillation.
 
     layers: which layers of the encoder in `folder`, in order (one may come twice). hidden_act: another activation, "relu" being
     the cheapest in int8. heads: fewer, wider heads; queries are scaled by sqrt(old / new) so that a merged head scores with the sum of
-    its parts. feed_forward: the neurons of largest |w_in| |w_out| that are kept. pooling "cls": the last layer
-    starts out as the mean of its inputs (queries near zero, values and output the identity), as the teacher's pooling is; training can then
-    weigh tokens. Raises UsageError for another kind of model or settings that do not fit.
+    its parts. feed_forward: the neurons of largest |w_in| |w_out| that are kept. pooling "cls": the last layer starts out as the mean
+    of its inputs, as the teacher's pooling is, whichever layer it is made from; training then weighs tokens and adds to
+    the mean. train_words: whether word embeddings are trained too; frozen, rare words stay where the teacher has them, and steps
+    are faster. Raises UsageError for another kind of model or settings that do not fit.
     """
     teacher = load_sentence_encoder(folder)
     if teacher.config.model_type != "bert":
@@ -276,15 +279,25 @@ def student_encoder(
         made.output.dense.bias.copy_(second.bias)
         made.output.LayerNorm.load_state_dict(source.output.LayerNorm.state_dict())
     if pooling == "cls":
-        _start_as_mean(model.transformer.encoder.layer[-1].attention)
+        _start_as_mean(model.transformer.encoder.layer[-1])
+    model.transformer.embeddings.word_embeddings.weight.requires_grad_(train_words)
     return model
 
 
-def _start_as_mean(attention: nn.Module) -> None:
-    """Attention whose output is (nearly) the mean of its inputs, whatever they are."""
+def _start_as_mean(layer: nn.Module) -> None:
+    """Make a layer's output at the first token (nearly) the normalized mean of its inputs, whatever they are.
+
+    Queries near zero weigh all tokens alike, values and output are the identity, times STRENGTH so that the mean outweighs the
+    first token's own state in the residual sum; the feed-forward network starts by adding nothing.
+    """
+    attention = layer.attention
     own, identity = attention.self, torch.eye(attention.output.dense.out_features)
     nn.init.normal_(own.query.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    nn.init.zeros_(own.query.bias)
-    for linear in (own.value, attention.output.dense):
-        linear.weight.copy_(identity)
+    own.value.weight.copy_(identity)
+    attention.output.dense.weight.copy_(STRENGTH * identity)
+    layer.output.dense.weight.zero_()
+    for linear in (own.query, own.value, attention.output.dense, layer.output.dense):
         nn.init.zeros_(linear.bias)
+    for norm in (attention.output.LayerNorm, layer.output.LayerNorm):
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)

@@ -169,16 +169,26 @@ def test_merged_heads_score_with_the_sum_of_their_parts(saved):
     assert torch.allclose(after, before[0::2] + before[1::2], atol=1e-5)
 
 
-def test_cls_attention_starts_as_the_mean(saved):
-    folder, _ = saved
-    attention = student_encoder(folder, [0, 2], pooling="cls").transformer.encoder.layer[-1].attention
-    x = torch.randn(1, 7, 24)
+def test_a_cls_layer_starts_as_the_mean_of_the_layers_before(saved):
+    folder, teacher = saved
+    student = student_encoder(folder, [0, 1, 2], pooling="cls").eval()
     with torch.no_grad():
-        attended = attention.self(x)[0]
-        attention.self.query.weight.zero_()
-        uniform = attention.output.dense(attention.self(x)[0])
-    assert torch.allclose(uniform[0, 0], x[0].mean(0), atol=1e-5)
-    assert (attended[0, 0] - x[0].mean(0)).norm() < 0.2 * x[0].norm(dim=-1).mean()
+        hidden = teacher.transformer.embeddings(batch()["input_ids"])
+        mask = torch.where(batch()["attention_mask"] == 1, 0.0, -1e9)[:, None, None, :]
+        for layer in teacher.transformer.encoder.layer[:2]:
+            hidden = layer(hidden, attention_mask=mask)
+        mean = mean_pool(hidden, batch()["attention_mask"])
+        expected = torch.nn.functional.layer_norm(mean, mean.shape[-1:])
+    found = student(**batch())
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.98
+
+
+def test_words_are_trained_only_when_asked(saved):
+    folder, _ = saved
+    for train in (False, True):
+        student = student_encoder(folder, [0], train_words=train)
+        assert student.transformer.embeddings.word_embeddings.weight.requires_grad is train
+        assert sum(not p.requires_grad for p in student.parameters()) == (not train)
 
 
 def test_mistakes_are_named(saved, tmp_path):
