@@ -19,9 +19,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "compress": "limbeck.compress",
-    "run_recipe": "limbeck.compress",
-    "Result": "limbeck.compress",
+    "compress": "limbeck.pipeline",
+    "run_recipe": "limbeck.pipeline",
+    "Result": "limbeck.pipeline",
     "Recipe": "limbeck.recipe",
     "Budget": "limbeck.budget",
     "Distill": "limbeck.steps",

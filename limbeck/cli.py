@@ -74,7 +74,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a model as a recipe says; measure every form; write the artifact, the exports and the report page."""
-    from limbeck.compress import run_recipe
+    from limbeck.pipeline import run_recipe
     from limbeck.recipe import Recipe
 
     parsed = Recipe.load(recipe)
@@ -193,7 +193,7 @@ def version(as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: a user's mistake ends in one message and an exit code, never in a traceback."""
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, prog_name="limbeck")
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:

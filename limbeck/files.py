@@ -30,14 +30,10 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path | str) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
-
-
-def _slow(file) -> str:
     state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
     return state.hexdigest()
 
 

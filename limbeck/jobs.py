@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything `limbeck.compress.execute` needs."""
+    """Everything `limbeck.pipeline.execute` needs."""
 
     name: str
     seed: int

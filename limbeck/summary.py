@@ -36,7 +36,7 @@ def run_seeds(
 
     A teacher whose recipe fixes its `seed` is trained once and shared.
     """
-    from limbeck.compress import run_recipe
+    from limbeck.pipeline import run_recipe
 
     reports = []
     for seed in range(recipe.seed, recipe.seed + count):

@@ -144,6 +144,10 @@ class CachedTeacher(Unchanging):
                 "Build it with names=(...)."
             )
         stored, rows = self._find(batch)
+        with torch.autocast(torch.device(self.device).type, enabled=False):  # stored types are no autocast types
+            return self._read(stored, rows, batch, names)
+
+    def _read(self, stored: _Pass, rows: Tensor, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
         tokens = batch.get("input_ids")
         length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else None
 

@@ -103,6 +103,16 @@ def test_every_augmented_view_is_answered_exactly(tmp_path):
     assert not torch.equal(views[0], views[1])  # the epochs do differ, so the test above says something
 
 
+def test_answers_from_several_shards_inside_autocast(tmp_path):
+    """Stored float16 is no type that autocast on a CPU can join."""
+    task, teacher = Views(), FrozenTeacher(nn.Linear(6, 3))
+    cached = build_cache(teacher, task, tmp_path / "c", augment=False, batch_size=4, shard_rows=8, progress=False)
+    batch = next(task.batches("train", 23))
+    plain = cached.signals({**batch, "epoch": 0}, ANY).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cached.signals({**batch, "epoch": 0}, ANY).logits, plain)
+
+
 def test_half_precision_is_within_its_rounding(tmp_path):
     task, teacher = Views(), FrozenTeacher(network())
     cached = build_cache(teacher, task, tmp_path, **SETTINGS)

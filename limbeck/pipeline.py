@@ -292,7 +292,7 @@ class _Run:
             augment=config.augment,
             limit=config.limit,
             progress=self.progress,
-            **cache,
+            **{"names": sorted(step.objective.reads.teacher - {LOGITS}), **cache},
         )
 
     def _check_classes(self) -> None:

@@ -8,9 +8,9 @@ import torch
 
 import limbeck as lb
 from limbeck import artifact
-from limbeck.compress import execute, run_recipe
 from limbeck.errors import DataError, LimbeckError, TrainingError, UsageError
 from limbeck.jobs import from_recipe
+from limbeck.pipeline import execute, run_recipe
 from limbeck.recipe import Recipe
 from limbeck.signals import call
 
@@ -114,7 +114,7 @@ def test_the_same_command_does_nothing_twice(done, monkeypatch):
 
     monkeypatch.setattr("limbeck.stages.quality_onnx", fail)
     monkeypatch.setattr("limbeck.stages.export_model", fail)
-    monkeypatch.setattr("limbeck.compress.Trainer.run", fail)
+    monkeypatch.setattr("limbeck.pipeline.Trainer.run", fail)
     again = run_recipe(Recipe.parse(RECIPE), done.folder, progress=False)
     assert artifact.weights_digest(again.model) == artifact.weights_digest(done.model)
     assert {**again.report, "created": ""} == {**done.report, "created": ""}
@@ -165,7 +165,7 @@ def test_teacher_and_student_with_different_classes(store, tmp_path):
 
 
 def stages_of(job, folder):
-    from limbeck.compress import _Run
+    from limbeck.pipeline import _Run
 
     return _Run(job, folder, False).stages()
 
@@ -197,6 +197,15 @@ def test_the_student_can_teach_itself(store, tmp_path):
     assert [stage.name for stage in stages_of(from_recipe(Recipe.parse(recipe)), tmp_path / "run")] == ["distill"]
 
 
+def test_zeros_stay_zeros_while_training_goes_on(store, tmp_path):
+    recipe = copy.deepcopy(RECIPE) | {"teacher": None}
+    recipe["steps"] = [{"sparsify": {"pattern": "2:4", "ignore": ["fc"]}}, {"train": {"train": {**TRAIN, "steps": 3}}}]
+    masked, trained = stages_of(from_recipe(Recipe.parse(recipe)), tmp_path / "run")
+    before, after = (stage.load().layer2[0].conv1.weight.detach() for stage in (masked, trained))
+    assert torch.equal(before == 0, after == 0) and (before == 0).float().mean() == 0.5
+    assert not torch.equal(before, after)
+
+
 def test_any_module_may_teach(store, tmp_path):
     """A teacher that Limbeck did not build needs no factory; only what is saved does."""
     from torch import nn
@@ -218,7 +227,7 @@ def test_any_module_may_teach(store, tmp_path):
 
 def test_a_data_set_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recipe = {**RECIPE, "task": {"class": "ImageClassification", "dataset": "no/such-set"}}
     with pytest.raises(DataError, match="no/such-set"):
         from_recipe(Recipe.parse(recipe))
