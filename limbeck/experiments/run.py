@@ -44,7 +44,7 @@ class Run:
             procedure, task
         )
         if counted:
-            self.record(steps=history.steps[-1]["step"] + 1, samples=history.samples)
+            self.record(steps=history.steps[-1]["step"], samples=history.samples)
         return history
 
     def record(self, **costs: float) -> None:
