@@ -2,6 +2,7 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.relations import SimilarityDistillation
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
@@ -11,6 +12,7 @@ __all__ = [
     "EmbeddingDistance",
     "ExpertBalance",
     "Hint",
+    "LargeVocabulary",
     "Loss",
     "MeanSquaredError",
     "Objective",
