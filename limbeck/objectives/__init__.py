@@ -2,7 +2,7 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
@@ -17,4 +17,5 @@ __all__ = [
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",
+    "TokenRelations",
 ]
