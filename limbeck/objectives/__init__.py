@@ -4,6 +4,7 @@ from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
@@ -19,4 +20,5 @@ __all__ = [
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",
+    "TokenRelations",
 ]

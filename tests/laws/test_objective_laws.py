@@ -19,6 +19,7 @@ from limbeck.objectives import (
     Objective,
     SimilarityDistillation,
     SoftTargets,
+    TokenRelations,
 )
 from limbeck.signals import Signals
 
@@ -80,6 +81,9 @@ CASES = {
     "expert_balance-two": Case(ExpertBalance("router", top=2), reads_teacher=False, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
+    "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
+    "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
+    "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
