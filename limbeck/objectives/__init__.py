@@ -3,11 +3,13 @@
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
 __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
+    "ExcessTargets",
     "Hint",
     "Loss",
     "MeanSquaredError",

@@ -134,9 +134,7 @@ def test_sequential_plan_splits_the_error_and_stops_early(tmp_path, monkeypatch)
 
     plan = Plan.of(dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6)))), None)
     assert plan.looks == (3, 6) and plan.level == pytest.approx(0.975)
-    monkeypatch.setattr(
-        m, "paper", dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6))))
-    )
+    monkeypatch.setattr(m, "paper", dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6)))))
     found = go(tmp_path)
     assert found["plan"]["seeds"] == [0, 1, 2] and found["comparisons"][0]["level"] == pytest.approx(0.975)
 
@@ -160,9 +158,7 @@ def test_not_a_number_is_refused(monkeypatch):
 
     import miniature_paper as m
 
-    monkeypatch.setattr(
-        m, "paper", dataclasses.replace(m.paper, method=Arm(lambda run: {"accuracy": float("nan")}))
-    )
+    monkeypatch.setattr(m, "paper", dataclasses.replace(m.paper, method=Arm(lambda run: {"accuracy": float("nan")})))
     with pytest.raises(LimbeckError, match="seed 0: accuracy is nan"):
         execute(Unit("miniature_paper", "method", 0, "test", {}))
 

@@ -12,6 +12,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import (
     CrossEntropy,
     EmbeddingDistance,
+    ExcessTargets,
     Hint,
     MeanSquaredError,
     Objective,
@@ -67,6 +68,8 @@ CASES = {
     "embedding": Case(EmbeddingDistance()),
     "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
+    "excess": Case(ExcessTargets(keep=0.5), per_example=False),
+    "excess-tokens": Case(ExcessTargets(temperature=2.0), TOKENS, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
@@ -92,9 +95,15 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
     return student, teacher, {"labels": labels, "index": torch.arange(B)}
 
 
+def answers(case: Case, teacher: Tensor) -> Signals:
+    """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
+    names = case.objective.reads.teacher or {case.signal}
+    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(sorted(names))})
+
+
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
     objective = objective or case.objective
-    return objective(Signals({case.signal: student}), Signals({case.signal: teacher}), batch).value
+    return objective(Signals({case.signal: student}), answers(case, teacher), batch).value
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
