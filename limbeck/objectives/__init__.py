@@ -6,12 +6,14 @@ from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.relations import SimilarityDistillation
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
+from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
 __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
     "ExpertBalance",
+    "ExcessTargets",
     "Hint",
     "LargeVocabulary",
     "Loss",

@@ -13,6 +13,7 @@ from limbeck.objectives import (
     CrossEntropy,
     EmbeddingDistance,
     ExpertBalance,
+    ExcessTargets,
     Hint,
     LargeVocabulary,
     MeanSquaredError,
@@ -79,6 +80,8 @@ CASES = {
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
     "expert_balance": Case(ExpertBalance("router"), TOKENS, reads_teacher=False, per_example=False),
     "expert_balance-two": Case(ExpertBalance("router", top=2), reads_teacher=False, per_example=False),
+    "excess": Case(ExcessTargets(keep=0.5), per_example=False),
+    "excess-tokens": Case(ExcessTargets(temperature=2.0), TOKENS, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
@@ -107,10 +110,17 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
     return student, teacher, {"labels": labels, "index": torch.arange(B)}
 
 
+def answers(case: Case, teacher: Tensor) -> Signals:
+    """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
+    names = case.objective.reads.teacher or {case.signal}
+    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(sorted(names))})
+
+
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
     objective = objective or case.objective
     fixed = dict(case.constants)
     return objective(Signals({case.signal: student, **fixed}), Signals({case.signal: teacher, **fixed}), batch).value
+    return objective(Signals({case.signal: student}), answers(case, teacher), batch).value
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
