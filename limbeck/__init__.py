@@ -51,6 +51,7 @@ _ROOMS = (
     "pruning",
     "factorization",
     "quantization",
+    "inference",
     "measure",
     "export",
     "report",

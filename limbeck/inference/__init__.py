@@ -1,0 +1,5 @@
+"""Inference: what is compressed or skipped while a model runs (caches, tokens)."""
+
+from limbeck.inference import kv_cache
+
+__all__ = ["kv_cache"]
