@@ -58,7 +58,7 @@ def measured(
     run.record(numbers=small.numbers, bytes=small.nbytes)
     pairs = [pair for index in range(dense.depth) for pair in zip(small.layer(index), dense.layer(index))]
     error = sum(float((a - b).norm() / b.norm()) for a, b in pairs) / len(pairs)
-    overlap = subspace_overlap(*(dense.stacked(i, i + 1)[0] for i in (2, 3)), rank=8)
+    overlap = subspace_overlap(*(dense.stacked(i, i + 1)[0] for i in (dense.depth // 2 - 1, dense.depth // 2)), rank=8)
     share = small.numbers / dense.numbers
     following, labels = batch["input_ids"][:, prompt:], batch["labels"][:, prompt:]
     loss, whole = (float(cross_entropy(model(following, cache=cache), labels)) for cache in (small, dense))
