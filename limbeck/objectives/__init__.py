@@ -2,6 +2,7 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.relations import SimilarityDistillation
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
@@ -12,6 +13,7 @@ __all__ = [
     "ExpertBalance",
     "Hint",
     "Loss",
+    "MatrixOrientation",
     "MeanSquaredError",
     "Objective",
     "SimilarityDistillation",
