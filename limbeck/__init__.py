@@ -51,6 +51,7 @@ _ROOMS = (
     "pruning",
     "factorization",
     "quantization",
+    "conversion",
     "inference",
     "measure",
     "export",

@@ -209,9 +209,16 @@ class Tap:
         self._visit(key, tensor)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
+        return self._signals(lambda: call(self.model, batch))
+
+    def run(self, *args: Any, **kwargs: Any) -> Signals:
+        """The signals of model(*args, **kwargs), for modules inside a model, which know no batches."""
+        return self._signals(lambda: self.model(*args, **kwargs))
+
+    def _signals(self, run: Callable[[], Any]) -> Signals:
         self._captured = {}
         try:
-            output = call(self.model, batch)
+            output = run()
         except _Enough:
             output = None
         captured, self._captured = self._captured, {}

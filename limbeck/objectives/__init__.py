@@ -3,7 +3,7 @@
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
@@ -17,6 +17,7 @@ __all__ = [
     "Hint",
     "LargeVocabulary",
     "Loss",
+    "MatrixOrientation",
     "MeanSquaredError",
     "Objective",
     "SimilarityDistillation",
