@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
-from limbeck.objectives.checks import require_choice, require_classes, require_positive
+from limbeck.objectives.checks import require_choice, require_classes, require_labels, require_positive
 from limbeck.signals import LOGITS, Reads, Signals
 
 
@@ -40,33 +40,12 @@ class CrossEntropy(Objective):
         return Reads(student=frozenset({LOGITS}))
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        logits, labels = student.logits, batch.get("labels")
+        logits = student.logits
         require_classes(self, logits)
-        if labels is None:
-            raise UsageError(f"CrossEntropy needs batch['labels']; the batch has {sorted(batch)}")
-        soft = labels.is_floating_point()
-        expected = tuple(logits.shape if soft else logits.shape[:-1])
-        if tuple(labels.shape) != expected:
-            raise UsageError(
-                f"CrossEntropy: labels of shape {tuple(labels.shape)} ({labels.dtype}) do not fit logits of shape "
-                f"{tuple(logits.shape)}: they must be class indices {tuple(logits.shape[:-1])} or probabilities "
-                f"{tuple(logits.shape)}"
-            )
+        labels = require_labels(self, batch, logits, self.ignore_index)
         weights = positions.weights(batch, logits.shape[:-1], ignore_index=self.ignore_index)
-        if not soft:
-            ignored = labels == self.ignore_index
-            labels = labels.long().masked_fill(ignored, 0)
-            if (
-                labels.device.type == "cpu"
-                and labels.numel()
-                and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]
-            ):
-                wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-                raise UsageError(
-                    f"CrossEntropy: label {wrong} is no class of a student with {logits.shape[-1]} classes "
-                    f"(0 to {logits.shape[-1] - 1}, or {self.ignore_index} to ignore a position)"
-                )
         log_q = divergences.log_probabilities(positions.blank(logits, weights))
+        soft = labels.is_floating_point()
         target = positions.blank(labels.to(log_q.dtype), weights) if soft else labels
         return positions.mean(divergences.cross_entropy(log_q, target, self.label_smoothing), weights)
 
@@ -98,7 +77,9 @@ class TeacherTargets(Objective):
         """The loss of each position: logits (..., C) of both to (...)."""
         raise NotImplementedError
 
-    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+    def aligned(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of both (..., C) with zeros where a position does not count, the teacher's detached and in the student's
+        classes, and the weights of the positions (...)."""
         own, target = student.logits, teacher.logits.detach()
         if self.classes is not None:
             if max(self.classes) >= target.shape[-1]:
@@ -108,8 +89,11 @@ class TeacherTargets(Objective):
             raise UsageError(self._mismatch(own, target))
         require_classes(self, own)
         weights = positions.weights(batch, own.shape[:-1], labels=self.positions == "labelled")
-        loss = self.compare(positions.blank(own, weights), positions.blank(target, weights))
-        return positions.mean(loss, weights)
+        return positions.blank(own, weights), positions.blank(target, weights), weights
+
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        own, target, weights = self.aligned(student, teacher, batch)
+        return positions.mean(self.compare(own, target), weights)
 
     def _mismatch(self, own: Tensor, target: Tensor) -> str:
         if own.shape[:-1] == target.shape[:-1]:

@@ -11,12 +11,15 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     CrossEntropy,
+    DecoupledKD,
     EmbeddingDistance,
     Hint,
     MeanSquaredError,
+    NormalizedKD,
     Objective,
     SimilarityDistillation,
     SoftTargets,
+    UniversalSelfKD,
 )
 from limbeck.signals import Signals
 
@@ -32,6 +35,7 @@ class Case:
     shape: tuple[int, ...] = VECTORS
     reads_teacher: bool = True
     per_example: bool = True  # the loss of a batch is the mean of the losses of its examples
+    distance: bool = True  # a student that equals its teacher costs nothing
 
     @property
     def signal(self) -> str:
@@ -40,7 +44,8 @@ class Case:
     @property
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
-        return isinstance(self.objective, CrossEntropy) or getattr(self.objective, "positions", "") == "labelled"
+        labelled = isinstance(self.objective, (CrossEntropy, UniversalSelfKD))
+        return labelled or getattr(self.objective, "positions", "") == "labelled"
 
     @property
     def width_axis(self) -> int:
@@ -57,6 +62,11 @@ CASES = {
     "soft_targets-all": Case(SoftTargets(positions="all"), TOKENS),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
+    "normalized": Case(NormalizedKD(), distance=False),
+    "normalized-tokens": Case(NormalizedKD(gamma=3.5, temperature=3.0), TOKENS, distance=False),
+    "decoupled": Case(DecoupledKD()),
+    "decoupled-tokens": Case(DecoupledKD(alpha=2.0, beta=0.5, temperature=0.7), TOKENS),
+    "universal_self": Case(UniversalSelfKD(), reads_teacher=False, per_example=False),
     "hint-vectors": Case(Hint("layer")),
     "hint-tokens": Case(Hint("layer"), TOKENS),
     "hint-maps": Case(Hint("layer"), MAPS),
@@ -126,7 +136,7 @@ def test_it_is_a_frozen_dataclass_and_hashable(case):
         case.objective.name = "other"
 
 
-@of_teachers
+@cases(lambda case: case.reads_teacher and case.distance)
 def test_a_teacher_that_agrees_costs_nothing(case):
     student, _, batch = example(case)
     assert abs(float(value(case, student, student.clone(), batch))) < 1e-6
@@ -288,6 +298,14 @@ NONSENSE = [
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
+    (lambda: NormalizedKD(gamma=0.0), "gamma"),
+    (lambda: NormalizedKD(temperature=-1.0), "temperature"),
+    (lambda: NormalizedKD(positions="all"), "true class"),
+    (lambda: DecoupledKD(beta=-8.0), "beta"),
+    (lambda: DecoupledKD(alpha=float("nan")), "alpha"),
+    (lambda: UniversalSelfKD(mu=0.0), "mu"),
+    (lambda: UniversalSelfKD(smoothing=1.0), "smoothing"),
+    (lambda: UniversalSelfKD("layer*"), "one signal"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
