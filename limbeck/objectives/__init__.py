@@ -4,12 +4,14 @@ from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
 __all__ = [
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
+    "ExpertBalance",
     "Hint",
     "Loss",
     "MeanSquaredError",

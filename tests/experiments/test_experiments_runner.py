@@ -134,9 +134,7 @@ def test_sequential_plan_splits_the_error_and_stops_early(tmp_path, monkeypatch)
 
     plan = Plan.of(dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6)))), None)
     assert plan.looks == (3, 6) and plan.level == pytest.approx(0.975)
-    monkeypatch.setattr(
-        m, "paper", dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6))))
-    )
+    monkeypatch.setattr(m, "paper", dataclasses.replace(m.paper, miniature=Miniature((m.NoBed(),), Sequential((3, 6)))))
     found = go(tmp_path)
     assert found["plan"]["seeds"] == [0, 1, 2] and found["comparisons"][0]["level"] == pytest.approx(0.975)
 
@@ -160,9 +158,7 @@ def test_not_a_number_is_refused(monkeypatch):
 
     import miniature_paper as m
 
-    monkeypatch.setattr(
-        m, "paper", dataclasses.replace(m.paper, method=Arm(lambda run: {"accuracy": float("nan")}))
-    )
+    monkeypatch.setattr(m, "paper", dataclasses.replace(m.paper, method=Arm(lambda run: {"accuracy": float("nan")})))
     with pytest.raises(LimbeckError, match="seed 0: accuracy is nan"):
         execute(Unit("miniature_paper", "method", 0, "test", {}))
 
@@ -187,7 +183,7 @@ def test_paper_refuses(change, words):
 def test_other_refusals(tmp_path):
     with pytest.raises(UsageError, match="no paper 'nkdd'"):
         run_papers(["nkdd"], progress=False)
-    with pytest.raises(UsageError, match="no module 'nolab.papers.method'"):
+    with pytest.raises(UsageError, match=r"no module 'nolab\.papers\.method'"):
         run_papers(["nolab.papers.method"], progress=False)
     with pytest.raises(UsageError, match="no `paper"):
         run_papers(["json.decoder"], progress=False)

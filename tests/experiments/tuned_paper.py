@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from limbeck.experiments import Arm, Miniature, Paper
 from miniature_paper import NoBed, tuned
+
+from limbeck.experiments import Arm, Miniature, Paper
 
 paper = Paper(
     id=2,
