@@ -78,6 +78,40 @@ FAULTS = [
         "tests/objectives",
     ),
     (
+        "share grows from zero",
+        "objectives/targets.py",
+        'int(batch["epoch"]) + 1',
+        'int(batch["epoch"])',
+        "tests/objectives",
+    ),
+    (
+        "past predictions written before they are read",
+        "training/procedures.py",
+        """            teacher = self._teacher_signals(batch)
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+""",
+        """            pass
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+        teacher = self._teacher_signals(batch)
+""",
+        "tests/training/test_training_past.py",
+    ),
+    (
+        "what was seen is not in checkpoints",
+        "teachers/past.py",
+        'return {"table": self.table}',
+        "return {}",
+        "tests/training/test_training_past.py",
+    ),
+    (
         "label smoothing doubled",
         "objectives/divergences.py",
         "- smoothing * log_q.mean(dim=-1)",

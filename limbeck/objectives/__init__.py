@@ -5,7 +5,7 @@ from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.relations import SimilarityDistillation
 from limbeck.objectives.routing import ExpertBalance
-from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
+from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
     "CrossEntropy",
@@ -15,6 +15,7 @@ __all__ = [
     "Hint",
     "Loss",
     "MeanSquaredError",
+    "MixedTargets",
     "NormalizedKD",
     "Objective",
     "SimilarityDistillation",
