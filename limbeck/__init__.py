@@ -57,6 +57,8 @@ _ROOMS = (
     "export",
     "report",
     "datasets",
+    "beds",
+    "experiments",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class MixtureBed(DiffusionBed):
 
     shape = (2,)
     conditional = False
-    expects = {"mmd": (-0.001, 0.003), "precision": (0.8, 1.0), "coverage": (1.0, 1.0)}
+    expects: ClassVar = {"mmd": (-0.001, 0.003), "precision": (0.8, 1.0), "coverage": (1.0, 1.0)}
 
     @property
     def classes(self) -> int:
@@ -160,7 +160,7 @@ class DigitsBed(DiffusionBed):
     shape = (1, 14, 14)
     classes = 10
     conditional = True
-    expects = {"frechet": (0.0, 10.0), "accuracy": (0.8, 1.0)}
+    expects: ClassVar = {"frechet": (0.0, 10.0), "accuracy": (0.8, 1.0)}
 
     def digest(self) -> str:
         return digest({**asdict(self), "files": _digests(str(data_folder() / self.dataset))})

@@ -11,17 +11,21 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     CrossEntropy,
+    DecoupledKD,
     EmbeddingDistance,
-    ExpertBalance,
     ExcessTargets,
+    ExpertBalance,
     Hint,
     LargeVocabulary,
     MatrixOrientation,
     MeanSquaredError,
+    MixedTargets,
+    NormalizedKD,
     Objective,
     SimilarityDistillation,
     SoftTargets,
     TokenRelations,
+    UniversalSelfKD,
 )
 from limbeck.signals import Signals
 
@@ -38,6 +42,7 @@ class Case:
     reads_teacher: bool = True
     per_example: bool = True  # the loss of a batch is the mean of the losses of its examples
     constants: tuple[tuple[str, Tensor], ...] = ()  # signals that stay as they are
+    distance: bool = True  # a student that equals its teacher costs nothing
 
     @property
     def signal(self) -> str:
@@ -47,7 +52,8 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        return isinstance(objective, CrossEntropy) or getattr(objective, "positions", "") == "labelled"
+        labelled = isinstance(objective, (CrossEntropy, UniversalSelfKD))
+        return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
     def width_axis(self) -> int:
@@ -69,6 +75,13 @@ CASES = {
     ),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
+    "mixed": Case(MixedTargets(), distance=False),
+    "mixed-tokens": Case(MixedTargets(share=0.3), TOKENS, distance=False),
+    "normalized": Case(NormalizedKD(), distance=False),
+    "normalized-tokens": Case(NormalizedKD(gamma=3.5, temperature=3.0), TOKENS, distance=False),
+    "decoupled": Case(DecoupledKD()),
+    "decoupled-tokens": Case(DecoupledKD(alpha=2.0, beta=0.5, temperature=0.7), TOKENS),
+    "universal_self": Case(UniversalSelfKD(), reads_teacher=False, per_example=False),
     "hint-vectors": Case(Hint("layer")),
     "hint-tokens": Case(Hint("layer"), TOKENS),
     "hint-maps": Case(Hint("layer"), MAPS),
@@ -115,15 +128,15 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
 
 def answers(case: Case, teacher: Tensor) -> Signals:
     """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
-    names = case.objective.reads.teacher or {case.signal}
-    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(sorted(names))})
+    fixed = dict(case.constants)
+    names = sorted((case.objective.reads.teacher or {case.signal}) - fixed.keys())
+    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(names)} | fixed)
 
 
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
     objective = objective or case.objective
     fixed = dict(case.constants)
-    return objective(Signals({case.signal: student, **fixed}), Signals({case.signal: teacher, **fixed}), batch).value
-    return objective(Signals({case.signal: student}), answers(case, teacher), batch).value
+    return objective(Signals({case.signal: student, **fixed}), answers(case, teacher), batch).value
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
@@ -155,7 +168,7 @@ def test_it_is_a_frozen_dataclass_and_hashable(case):
         case.objective.name = "other"
 
 
-@of_teachers
+@cases(lambda case: case.reads_teacher and case.distance)
 def test_a_teacher_that_agrees_costs_nothing(case):
     student, _, batch = example(case)
     assert abs(float(value(case, student, student.clone(), batch))) < 1e-6
@@ -317,6 +330,17 @@ NONSENSE = [
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
+    (lambda: MixedTargets(share=1.1), "share"),
+    (lambda: MixedTargets(epochs=0), "epochs"),
+    (lambda: MixedTargets(positions="all"), "labels"),
+    (lambda: NormalizedKD(gamma=0.0), "gamma"),
+    (lambda: NormalizedKD(temperature=-1.0), "temperature"),
+    (lambda: NormalizedKD(positions="all"), "true class"),
+    (lambda: DecoupledKD(beta=-8.0), "beta"),
+    (lambda: DecoupledKD(alpha=float("nan")), "alpha"),
+    (lambda: UniversalSelfKD(mu=0.0), "mu"),
+    (lambda: UniversalSelfKD(smoothing=1.0), "smoothing"),
+    (lambda: UniversalSelfKD("layer*"), "one signal"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
