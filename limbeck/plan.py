@@ -25,6 +25,8 @@ KINDS: dict[str, tuple[int, str]] = {
     "low_rank": (1, "limbeck.factorization.low_rank:apply"),
     "quantize": (1, "limbeck.quantization.quantize:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),
+    "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
+    "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }
 
 

@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.cnn import cnn
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
 from limbeck.models.pretrained import load_pretrained, transformer
@@ -8,6 +9,7 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
+    "cnn",
     "encoder",
     "gpt",
     "load_pretrained",
