@@ -31,3 +31,8 @@ class Bed:
     def describe(self) -> dict[str, Any]:
         """What the ledger says about the bed."""
         return {"name": self.name, "digest": self.digest()}
+
+    def collections(self) -> tuple[str, ...]:
+        """Names of the data collections it reads (folders under LIMBECK_DATA), so that they can travel to other machines."""
+        dataset = getattr(self, "dataset", None)
+        return (dataset,) if isinstance(dataset, str) and dataset != "digits" else ()

@@ -39,6 +39,8 @@ class Store:
         self.folder = Path(folder) if folder is not None else store_folder() / "papers"
         self.exchange = exchange
         self.used: list[dict[str, Any]] = []
+        self.seconds = 0.0  # spent here: reading, waiting for others, making
+        self._depth = 0
 
     def tensors(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of `key`, made by `make()` when nobody did before.
@@ -49,13 +51,18 @@ class Store:
             name = digest(dict(key))
         except (TypeError, ValueError) as error:
             raise UsageError(f"a store key must hold JSON values only: {error}") from error
-        with locked(self.folder / f".{name[:16]}.lock", None):
-            found = self._read(name)
-            if found is None and self.exchange is not None:
-                found = self._receive(name)
-            if found is None:
-                found = self._make(name, dict(key), make)
-        return found
+        begun = time.perf_counter()
+        self._depth += 1
+        try:
+            with locked(self.folder / f".{name[:16]}.lock", None):
+                found = self._read(name)
+                if found is None and self.exchange is not None:
+                    found = self._receive(name)
+                return self._make(name, dict(key), make) if found is None else found
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.seconds += time.perf_counter() - begun
 
     def module(
         self, key: Mapping[str, Any], make: Callable[[], nn.Module], train: Callable[[nn.Module], Any]

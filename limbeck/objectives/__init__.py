@@ -3,11 +3,13 @@
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
 __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
+    "ExpertBalance",
     "Hint",
     "Loss",
     "MeanSquaredError",

@@ -12,6 +12,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import (
     CrossEntropy,
     EmbeddingDistance,
+    ExpertBalance,
     Hint,
     MeanSquaredError,
     Objective,
@@ -67,6 +68,8 @@ CASES = {
     "embedding": Case(EmbeddingDistance()),
     "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
+    "expert_balance": Case(ExpertBalance("router"), TOKENS, reads_teacher=False, per_example=False),
+    "expert_balance-two": Case(ExpertBalance("router", top=2), reads_teacher=False, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
@@ -297,6 +300,8 @@ NONSENSE = [
     (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
     (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
     (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: ExpertBalance(top=0), "top"),
+    (lambda: ExpertBalance(""), "router"),
     (lambda: float("inf") * SoftTargets(), "finite"),
 ]
 
