@@ -4,3 +4,8 @@ from limbeck.conversion.blockwise import BlockwiseDistil
 from limbeck.conversion.replace import Replace
 
 __all__ = ["BlockwiseDistil", "Replace"]
+"""Conversion: parts of a model replaced by others."""
+
+from limbeck.conversion.classifier import AlignClassifier, GrowClassifier
+
+__all__ = ["AlignClassifier", "GrowClassifier"]

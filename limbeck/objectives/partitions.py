@@ -56,6 +56,10 @@ class LabelledTargets(TeacherTargets):
         super().__post_init__()
         if self.positions != "labelled":
             raise UsageError(f"{self.name}: positions={self.positions!r}: it needs the true class: 'labelled'")
+        if self.student_classes is not None:
+            raise UsageError(
+                f"{self.name}: student_classes={self.student_classes!r}: labels name all of the student's classes; leave it out"
+            )
 
     def compare_labelled(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """The loss of each position: logits (..., C) of both and the true classes (...) to (...)."""

@@ -55,19 +55,24 @@ class TeacherTargets(Objective):
     """Base of objectives that compare the student's primary output with the teacher's, position by position.
 
     classes: the teacher's class for each of the student's classes, for a student that knows only some of them; None
-    when both have the same classes. positions: "labelled" counts what is neither padding nor labelled -100; "all" counts
-    unlabelled examples and tokens too (padding never counts).
+    when both have the same classes. student_classes: the student's class for each of the teacher's classes, for a student
+    that has learned more of them; only these logits of the student are compared.
+    positions: "labelled" counts what is neither padding nor labelled -100; "all" counts unlabelled examples and tokens too
+    (padding never counts).
     """
 
     classes: tuple[int, ...] | None = None
     positions: str = "labelled"
+    student_classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require_choice(self, "positions", self.positions, ("labelled", "all"))
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
-            if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2 or min(self.classes) < 0:
-                raise UsageError(f"{self.name}: classes must be two or more different class indices of the teacher")
+        for field, whose in (("classes", "teacher"), ("student_classes", "student")):
+            chosen = getattr(self, field)
+            if chosen is not None:
+                object.__setattr__(self, field, tuple(chosen))
+                if len(set(chosen)) != len(chosen) or len(chosen) < 2 or min(chosen) < 0:
+                    raise UsageError(f"{self.name}: {field} must be two or more different class indices of the {whose}")
 
     @property
     def reads(self) -> Reads:
@@ -82,25 +87,32 @@ class TeacherTargets(Objective):
         return positions.mean(self.compare(own, target), weights)
 
     def aligned(self, own: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Both logits (..., C) in the student's classes, blank where a position does not count, and the weights (...).
+        """Both logits (..., C) in the classes they share, blank where a position does not count, and the weights (...).
 
         Raises UsageError for shapes that do not fit.
         """
-        if self.classes is not None:
-            if max(self.classes) >= target.shape[-1]:
-                raise UsageError(f"{self.name}: classes names {max(self.classes)}; the teacher has {target.shape[-1]}")
-            target = target[..., torch.tensor(self.classes, device=target.device)]
+        target = self._chosen("classes", target, "teacher")
+        own = self._chosen("student_classes", own, "student")
         if own.shape != target.shape:
             raise UsageError(self._mismatch(own, target))
         require_classes(self, own)
         weights = positions.weights(batch, own.shape[:-1], labels=self.positions == "labelled")
         return positions.blank(own, weights), positions.blank(target, weights), weights
 
+    def _chosen(self, field: str, logits: Tensor, whose: str) -> Tensor:
+        chosen = getattr(self, field)
+        if chosen is None:
+            return logits
+        if max(chosen) >= logits.shape[-1]:
+            raise UsageError(f"{self.name}: {field} names {max(chosen)}; the {whose} has {logits.shape[-1]}")
+        return logits[..., torch.tensor(chosen, device=logits.device)]
+
     def _mismatch(self, own: Tensor, target: Tensor) -> str:
         if own.shape[:-1] == target.shape[:-1]:
             return (
                 f"{self.name}: the student has {own.shape[-1]} classes and the teacher {target.shape[-1]}. Give both the "
-                "same classes, or name the teacher's class for each of the student's: classes=(...)"
+                "same classes, or name the teacher's class for each of the student's: classes=(...), or the student's for each "
+                "of the teacher's: student_classes=(...)"
             )
         return (
             f"{self.name}: the student's output has the shape {tuple(own.shape)} and the teacher's "
