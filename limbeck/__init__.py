@@ -62,6 +62,7 @@ _ROOMS = (
     "datasets",
     "beds",
     "experiments",
+    "graphs",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

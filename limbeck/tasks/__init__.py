@@ -2,6 +2,7 @@
 
 from limbeck.tasks.base import Task
 from limbeck.tasks.custom import CustomTask
+from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.masked import MaskedLanguageModelling
@@ -13,6 +14,10 @@ __all__ = [
     "ImageClassification",
     "LanguageModelling",
     "MaskedLanguageModelling",
+    "GraphClassification",
+    "ImageClassification",
+    "LanguageModelling",
+    "NodeClassification",
     "Retrieval",
     "Task",
     "TextClassification",
