@@ -51,10 +51,14 @@ _ROOMS = (
     "pruning",
     "factorization",
     "quantization",
+    "conversion",
+    "inference",
     "measure",
     "export",
     "report",
     "datasets",
+    "beds",
+    "experiments",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

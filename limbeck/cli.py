@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from limbeck.errors import BudgetError, LimbeckError, UsageError
+from limbeck.experiments.commands import app as papers
 
 app = typer.Typer(
     name="limbeck",
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(papers, name="papers")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output instead of text.")]
 Trust = Annotated[
     list[str] | None,

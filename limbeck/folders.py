@@ -72,3 +72,8 @@ def flush(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def store_folder() -> Path:
+    """Where what was trained once is kept for everybody who asks for the same: `$LIMBECK_STORE`, else ~/.cache/limbeck/store."""
+    return Path(os.environ.get("LIMBECK_STORE") or Path.home() / ".cache" / "limbeck" / "store")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from limbeck.build import lineage
 from limbeck.errors import DataError, UsageError
 from limbeck.exports import files_of
 from limbeck.files import digest, locked, write_text
+from limbeck.folders import store_folder
 from limbeck.jobs import Job, Source, from_python, from_recipe
 from limbeck.plan import apply
 from limbeck.pruning import MaskKeeper
@@ -111,11 +111,6 @@ def compress(
 def run_recipe(recipe: Recipe, out: Path | str, *, trust: Sequence[str] = (), progress: bool = True) -> Result:
     """Carry out a recipe in the folder `out`, or continue there."""
     return execute(from_recipe(recipe, trust), out, progress)
-
-
-def store_folder() -> Path:
-    """Where teachers that recipes train are kept for every recipe that asks for the same one."""
-    return Path(os.environ.get("LIMBECK_STORE") or Path.home() / ".cache" / "limbeck" / "store")
 
 
 def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
