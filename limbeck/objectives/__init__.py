@@ -1,6 +1,7 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
@@ -13,6 +14,7 @@ __all__ = [
     "Hint",
     "Loss",
     "MeanSquaredError",
+    "MutualInformation",
     "Objective",
     "SimilarityDistillation",
     "SoftTargets",
