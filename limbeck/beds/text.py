@@ -41,10 +41,10 @@ class TextBed(Bed):
 
     dataset: str = "ag_news"
     vocabulary: int = 4096
-    length: int = 32
+    length: int = 24
     labelled: int | None = None
     depth: int = 4
-    width: int = 96
+    width: int = 64
     heads: int = 4
     steps: int = 400
     batch_size: int = 32

@@ -1,6 +1,7 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
@@ -22,6 +23,7 @@ __all__ = [
     "MatrixOrientation",
     "MeanSquaredError",
     "MixedTargets",
+    "MutualInformation",
     "NormalizedKD",
     "Objective",
     "SimilarityDistillation",

@@ -77,7 +77,7 @@ def learn(
 
 def nearest(bed: Incremental, model: Any, now: Phase) -> Any:
     """Scores by the distance to the class means: of the memory for old classes, of as many herded examples for new ones."""
-    train = [b for b in now.task.batches("train", 500)]
+    train = list(now.task.batches("train", 500))
     labels = torch.cat([b["labels"] for b in train])
     with torch.no_grad():
         features = F.normalize(torch.cat([model.features(b["pixel_values"]) for b in train]), dim=1)

@@ -11,12 +11,10 @@ from limbeck.tasks.text import TextClassification
 
 __all__ = [
     "CustomTask",
-    "ImageClassification",
-    "LanguageModelling",
-    "MaskedLanguageModelling",
     "GraphClassification",
     "ImageClassification",
     "LanguageModelling",
+    "MaskedLanguageModelling",
     "NodeClassification",
     "Retrieval",
     "Task",
