@@ -2,6 +2,7 @@
 
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
+from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
@@ -12,6 +13,7 @@ __all__ = [
     "gpt",
     "load_pretrained",
     "load_sentence_encoder",
+    "mixture_gpt",
     "resnet",
     "sentence_encoder",
     "student_encoder",

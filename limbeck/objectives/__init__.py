@@ -2,7 +2,9 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
@@ -10,10 +12,12 @@ __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
     "ExcessTargets",
+    "ExpertBalance",
     "Hint",
     "Loss",
     "MeanSquaredError",
     "Objective",
+    "ShieldedTargets",
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",

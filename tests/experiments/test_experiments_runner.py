@@ -183,7 +183,7 @@ def test_paper_refuses(change, words):
 def test_other_refusals(tmp_path):
     with pytest.raises(UsageError, match="no paper 'nkdd'"):
         run_papers(["nkdd"], progress=False)
-    with pytest.raises(UsageError, match="no module 'nolab.papers.method'"):
+    with pytest.raises(UsageError, match=r"no module 'nolab\.papers\.method'"):
         run_papers(["nolab.papers.method"], progress=False)
     with pytest.raises(UsageError, match="no `paper"):
         run_papers(["json.decoder"], progress=False)

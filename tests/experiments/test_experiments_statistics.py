@@ -33,7 +33,7 @@ def test_interval_is_that_of_the_paired_t_test(n, better):
 
 def test_pairing_removes_what_the_seeds_share():
     seeds = np.array([0.0, 10.0, 20.0])
-    found = paired_difference((seeds + [1.0, 1.1, 0.9]).tolist(), seeds.tolist())
+    found = paired_difference((seeds + np.array([1.0, 1.1, 0.9])).tolist(), seeds.tolist())
     assert verdict(found) == HOLDS  # unpaired, the spread of the seeds would hide it
 
 
