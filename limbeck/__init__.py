@@ -51,6 +51,7 @@ _ROOMS = (
     "pruning",
     "factorization",
     "quantization",
+    "codecs",
     "inference",
     "measure",
     "export",
