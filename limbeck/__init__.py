@@ -55,6 +55,7 @@ _ROOMS = (
     "conversion",
     "quantization",
     "conversion",
+    "codecs",
     "inference",
     "measure",
     "export",

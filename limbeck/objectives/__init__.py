@@ -6,6 +6,7 @@ from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
@@ -26,6 +27,7 @@ __all__ = [
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "ShieldedTargets",
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",

@@ -23,6 +23,7 @@ from limbeck.objectives import (
     MutualInformation,
     NormalizedKD,
     Objective,
+    ShieldedTargets,
     SimilarityDistillation,
     SoftTargets,
     TokenRelations,
@@ -104,6 +105,8 @@ CASES = {
     "excess-tokens": Case(ExcessTargets(temperature=2.0), TOKENS, per_example=False),
     "mutual_information": Case(MutualInformation("layer", "layer"), per_example=False, learned=True),
     "mutual_information-batch": Case(MutualInformation("layer", "layer", 1.0), TOKENS, per_example=False, learned=True),
+    "shielded": Case(ShieldedTargets(noise=0.0)),
+    "shielded-tokens": Case(ShieldedTargets(temperature=2.0, private_temperature=5.0, noise=0.0), TOKENS),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
@@ -130,7 +133,8 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
     draw = torch.Generator().manual_seed(seed)
     student, teacher = (scale * torch.randn(case.shape, generator=draw) for _ in range(2))
     labels = torch.randint(0, D, case.shape[:-1] if len(case.shape) < 4 else (B,), generator=draw)
-    return student, teacher, {"labels": labels, "index": torch.arange(B)}
+    degrees = torch.rand(labels.shape, generator=draw)  # how private each target is
+    return student, teacher, {"labels": labels, "index": torch.arange(B), "private": degrees}
 
 
 def answers(case: Case, teacher: Tensor) -> Signals:
@@ -188,7 +192,8 @@ def test_it_is_a_frozen_dataclass_and_hashable(case):
 @cases(lambda case: case.reads_teacher and case.distance and not case.learned)
 def test_a_teacher_that_agrees_costs_nothing(case):
     student, _, batch = example(case)
-    assert abs(float(value(case, student, student.clone(), batch))) < 1e-6
+    open_ = batch | {"private": torch.zeros_like(batch["private"])}  # a private target is not the teacher's
+    assert abs(float(value(case, student, student.clone(), open_))) < 1e-6
 
 
 @of_teachers
@@ -277,7 +282,7 @@ def padding_is_absent(case: Case, masked: dict[str, Tensor]) -> None:
     """The last two tokens do not count: same loss as without them, no gradient to them, not even from NaN."""
     student, teacher, batch = example(case)
     student[:, 3:], teacher[:, 3:] = torch.nan, torch.nan
-    padded, cut = batch | masked, batch | {"labels": batch["labels"][:, :3]}
+    padded, cut = batch | masked, batch | {name: batch[name][:, :3] for name in ("labels", "private")}
     torch.testing.assert_close(value(case, student, teacher, padded), value(case, student[:, :3], teacher[:, :3], cut))
     slope = gradient(case, student, teacher, padded)
     assert float(slope[:, 3:].abs().max()) == 0
