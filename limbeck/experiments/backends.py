@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -87,6 +88,11 @@ def _processes(jobs: int) -> Iterator[Backend]:
                 os.environ[name] = value
 
 
+def _same_path() -> dict[str, str]:
+    """What lets workers of this machine import what the driver can."""
+    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 @contextlib.contextmanager
 def _ray(jobs: int) -> Iterator[Backend]:
     """A Ray cluster: that of RAY_ADDRESS when it is set, else one started here. Store entries and data travel through an
@@ -98,7 +104,8 @@ def _ray(jobs: int) -> Iterator[Backend]:
 
     started = not ray.is_initialized()
     if started:
-        address = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+        local = {"num_cpus": jobs, "include_dashboard": False, "runtime_env": {"env_vars": _same_path()}}
+        address = {} if os.environ.get("RAY_ADDRESS") else local
         ray.init(log_to_driver=False, **address)
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False

@@ -2,16 +2,20 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
+from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
 
 __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
     "ExpertBalance",
+    "ExcessTargets",
     "Hint",
+    "LargeVocabulary",
     "Loss",
     "MatrixOrientation",
     "MeanSquaredError",
@@ -19,4 +23,5 @@ __all__ = [
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",
+    "TokenRelations",
 ]

@@ -99,7 +99,14 @@ class TeacherTargets(Objective):
         raise NotImplementedError
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target = student.logits, teacher.logits.detach()
+        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
+        return positions.mean(self.compare(own, target), weights)
+
+    def aligned(self, own: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Both logits (..., C) in the student's classes, blank where a position does not count, and the weights (...).
+
+        Raises UsageError for shapes that do not fit.
+        """
         if self.classes is not None:
             if max(self.classes) >= target.shape[-1]:
                 raise UsageError(f"{self.name}: classes names {max(self.classes)}; the teacher has {target.shape[-1]}")
@@ -108,8 +115,7 @@ class TeacherTargets(Objective):
             raise UsageError(self._mismatch(own, target))
         require_classes(self, own)
         weights = positions.weights(batch, own.shape[:-1], labels=self.positions == "labelled")
-        loss = self.compare(positions.blank(own, weights), positions.blank(target, weights))
-        return positions.mean(loss, weights)
+        return positions.blank(own, weights), positions.blank(target, weights), weights
 
     def _mismatch(self, own: Tensor, target: Tensor) -> str:
         if own.shape[:-1] == target.shape[:-1]:

@@ -14,7 +14,7 @@ from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
 from limbeck.datasets.split import holdout
 from limbeck.errors import DataError, UsageError
-from limbeck.tasks.base import Classification
+from limbeck.tasks.base import SPLITS, Classification, subset
 
 # data set -> (crop padding, flip): what may change without changing the class
 AUGMENTATION = {"digits": (1, False), "mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True)}
@@ -31,6 +31,8 @@ class ImageClassification(Classification):
     mean, std: per channel, of pixels in 0..1. By default those of the train split.
     crop: zero padding around random crops, flip: mirror half of the images; used when batches are augmented. The
         defaults are 4 and true for CIFAR, 1 and false for digits, 2 and false for MNIST, 0 and false for anything else.
+    examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
+        never decoded. Statistics are then those of the examples that are kept.
 
     Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
     """
@@ -53,6 +55,7 @@ class ImageClassification(Classification):
         std: Sequence[float] | None = None,
         crop: int | None = None,
         flip: bool | None = None,
+        examples: Mapping[str, int] | None = None,
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -64,6 +67,7 @@ class ImageClassification(Classification):
             raise UsageError(f"channels must be 1 or 3, not {channels!r}")
         if (mean is None) != (std is None):
             raise UsageError("give both mean and std, or neither")
+        self.examples = _checked(examples)
         self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
         self._scale = 255.0
         if dataset == "digits":
@@ -88,7 +92,10 @@ class ImageClassification(Classification):
         kept, validation = holdout(labels[rest].tolist(), 0.125, "digits validation")
         rest = torch.tensor(rest)
         positions = {"train": rest[kept], "validation": rest[validation], "test": torch.tensor(test)}
-        self._data = {split: (images[at], labels[at]) for split, at in positions.items()}
+        self._data = {}
+        for split, at in positions.items():
+            at = at[subset(len(at), self.examples.get(split))]
+            self._data[split] = (images[at], labels[at])
 
     def _load(self, config, splits, image, label, share, size, channels) -> None:
         found = load_splits(self.dataset, config, splits)
@@ -96,20 +103,22 @@ class ImageClassification(Classification):
         image = column(found["train"], self.dataset, "image", image, ("image", "img"), "Image")
         label = column(found["train"], self.dataset, "label", label, usual, "ClassLabel")
         self.classes, labels = class_labels(found, self.dataset, label)
+        sources = {split: (split, torch.arange(len(rows))) for split, rows in found.items()}
+        if "validation" not in found:
+            kept, held = holdout(labels["train"].tolist(), share, "validation")
+            sources |= {"train": ("train", torch.tensor(kept)), "validation": ("train", torch.tensor(held))}
         self._data = {}
-        for split, rows in found.items():
-            pixels = decode(rows, image, f"split {split!r} of data set {self.dataset!r}", size, channels)
-            self._data[split] = (pixels, labels[split])
+        for split, (source, rows) in sources.items():
+            rows = rows[subset(len(rows), self.examples.get(split))]
+            chosen = found[source] if len(rows) == len(found[source]) else found[source].select(rows.tolist())
+            pixels = decode(chosen, image, f"split {source!r} of data set {self.dataset!r}", size, channels)
+            self._data[split] = (pixels, labels[source][rows])
             channels, expected = pixels.shape[1], self._data["train"][0].shape
             if pixels.shape[1:] != expected[1:]:
                 raise DataError(
                     f"data set {self.dataset!r}: images of split {split!r} are {pixels.shape[3]}x{pixels.shape[2]} "
                     f"pixels, those of train {expected[3]}x{expected[2]}. Set size to resize them all"
                 )
-        if "validation" not in self._data:
-            pixels, classes = self._data["train"]
-            kept, held = holdout(classes.tolist(), share, "validation")
-            self._data |= {"train": (pixels[kept], classes[kept]), "validation": (pixels[held], classes[held])}
 
     def size(self, split: str) -> int:
         self._check_split(split)
@@ -128,3 +137,12 @@ class ImageClassification(Classification):
         yield {"task": self.name, "mean": self.mean, "std": self.std, "scale": self._scale, "classes": self.classes}
         for split in self.splits():
             yield from (split, *self._data[split])
+
+
+def _checked(examples: Mapping[str, int] | None) -> dict[str, int]:
+    for split, count in (examples or {}).items():
+        if split not in SPLITS or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UsageError(
+                f"examples={examples!r}: must name splits ({', '.join(SPLITS)}) and whole numbers of at least 1"
+            )
+    return dict(examples or {})

@@ -13,12 +13,15 @@ from limbeck.objectives import (
     CrossEntropy,
     EmbeddingDistance,
     ExpertBalance,
+    ExcessTargets,
     Hint,
+    LargeVocabulary,
     MatrixOrientation,
     MeanSquaredError,
     Objective,
     SimilarityDistillation,
     SoftTargets,
+    TokenRelations,
 )
 from limbeck.signals import Signals
 
@@ -34,21 +37,24 @@ class Case:
     shape: tuple[int, ...] = VECTORS
     reads_teacher: bool = True
     per_example: bool = True  # the loss of a batch is the mean of the losses of its examples
+    constants: tuple[tuple[str, Tensor], ...] = ()  # signals that stay as they are
 
     @property
     def signal(self) -> str:
-        return next(iter(self.objective.reads.student))
+        return next(iter(self.objective.reads.student - dict(self.constants).keys()))
 
     @property
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
-        return isinstance(self.objective, CrossEntropy) or getattr(self.objective, "positions", "") == "labelled"
+        objective = getattr(self.objective, "objective", self.objective)
+        return isinstance(objective, CrossEntropy) or getattr(objective, "positions", "") == "labelled"
 
     @property
     def width_axis(self) -> int:
         return 1 if len(self.shape) == 4 else -1
 
 
+IDENTITY = (("head:weight", torch.eye(D)), ("head:bias", torch.zeros(D)))
 CASES = {
     "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
     "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
@@ -57,6 +63,10 @@ CASES = {
     "soft_targets-cold": Case(SoftTargets(temperature=0.7)),
     "soft_targets-tokens": Case(SoftTargets(temperature=2.0), TOKENS),
     "soft_targets-all": Case(SoftTargets(positions="all"), TOKENS),
+    "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
+    "large_vocabulary-labels": Case(
+        LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
+    ),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
     "hint-vectors": Case(Hint("layer")),
@@ -73,8 +83,13 @@ CASES = {
     "matrix_orientation": Case(MatrixOrientation("matrix", "matrix"), MAPS),
     "expert_balance": Case(ExpertBalance("router"), TOKENS, reads_teacher=False, per_example=False),
     "expert_balance-two": Case(ExpertBalance("router", top=2), reads_teacher=False, per_example=False),
+    "excess": Case(ExcessTargets(keep=0.5), per_example=False),
+    "excess-tokens": Case(ExcessTargets(temperature=2.0), TOKENS, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
+    "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
+    "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
+    "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
@@ -98,9 +113,17 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
     return student, teacher, {"labels": labels, "index": torch.arange(B)}
 
 
+def answers(case: Case, teacher: Tensor) -> Signals:
+    """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
+    names = case.objective.reads.teacher or {case.signal}
+    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(sorted(names))})
+
+
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
     objective = objective or case.objective
-    return objective(Signals({case.signal: student}), Signals({case.signal: teacher}), batch).value
+    fixed = dict(case.constants)
+    return objective(Signals({case.signal: student, **fixed}), Signals({case.signal: teacher, **fixed}), batch).value
+    return objective(Signals({case.signal: student}), answers(case, teacher), batch).value
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:

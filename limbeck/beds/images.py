@@ -1,0 +1,227 @@
+"""Image classification: a wide residual network teaches a narrow one, on digits, MNIST or CIFAR-10 made small.
+
+The student sees a few thousand images; the teacher was trained on more of them, so it knows what the student cannot learn
+from its own labels. Images are shrunk and the test split is thinned, so that a student trains in seconds on one core.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from limbeck import models
+from limbeck.beds.base import Bed
+from limbeck.errors import UsageError
+from limbeck.experiments.run import Run
+from limbeck.files import digest
+from limbeck.measure.latency import evaluating
+from limbeck.objectives import CrossEntropy, Objective
+from limbeck.signals import call, first_tensor
+from limbeck.tasks import ImageClassification
+from limbeck.training import Distil, Procedure, TrainingConfig
+from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
+
+VERSION = 1  # raise it when the way teachers are trained changes
+
+
+@dataclass(frozen=True)
+class Network:
+    """A CIFAR ResNet: depth 6n+2 and the width of its first stage."""
+
+    depth: int
+    width: int
+
+    def make(self, channels: int, classes: int = 10) -> nn.Module:
+        return models.resnet(self.depth, classes, channels, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBed(Bed):
+    """Images, a student and a teacher.
+
+    dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
+    spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
+    training, teacher_training: `TrainingConfig`.
+
+    What an arm needs:
+
+        bed.distil(run, SoftTargets(4) + CrossEntropy())    train a student with an objective and measure it
+        bed.fit(run, procedure)                             the same for a procedure of one's own
+        bed.new_student(run), bed.trained_teacher(run), bed.measure(run, model), bed.task(), bed.config(epochs=5)
+    """
+
+    dataset: str
+    name: str
+    student: Network
+    teacher: Network
+    training: TrainingConfig
+    teacher_training: TrainingConfig
+    size: int | None = None
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: int | None = None
+    train: int | None = None
+    teacher_train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
+
+    def task(self, train: int | None = None) -> ImageClassification:
+        """The data, loaded once per process. train: another number of training examples than the student's."""
+        counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
+        counts = tuple((split, count) for split, count in counts.items() if count)
+        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts)
+
+    def digest(self) -> str:
+        return digest({"data": self.task().digest(), "settings": self._settings()})
+
+    def describe(self) -> dict[str, Any]:
+        task = self.task()
+        sizes = {split: task.size(split) for split in task.splits()}
+        return super().describe() | {"data": self.dataset, "examples": sizes, "settings": self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
+        return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
+
+    def config(self, **changes: Any) -> TrainingConfig:
+        """The student's schedule, with changes."""
+        if changes.get("steps") is not None:
+            changes.setdefault("epochs", None)
+        return replace(self.training, **changes)
+
+    def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+        """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""
+        with restored_generators():
+            seed_everything(derived_seed(run.seed, "student"))
+            return make() if make else self.student.make(self.channels)
+
+    def trained_teacher(
+        self, run: Run, make: Callable[[], nn.Module] | None = None, architecture: Any = None, **changes: Any
+    ) -> nn.Module:
+        """The teacher, trained once with labels alone and shared by everyone.
+
+        make: another architecture's constructor; `architecture` (JSON) then names it in the store's key. changes: of the
+        teacher's schedule.
+        """
+        if (make is None) != (architecture is None):
+            raise UsageError("trained_teacher: give make and architecture together: the store finds the weights by it")
+        config = replace(self.teacher_training, **changes)
+        key = {
+            "kind": "image teacher",
+            "version": VERSION,
+            "data": [self.task().digest(), self.task().augmentation, self.teacher_train],
+            "architecture": architecture or asdict(self.teacher),
+            "training": config.to_json(),
+        }
+
+        def train(model: nn.Module) -> None:
+            run.train(Distil(model, None, CrossEntropy()), self.task(self.teacher_train), config, seed=0, counted=False)
+
+        return run.trained(key, make or (lambda: self.teacher.make(self.channels)), train)
+
+    def distil(
+        self, run: Run, objective: Objective, teacher: Any = None, student: nn.Module | None = None, **changes: Any
+    ) -> dict[str, float]:
+        """Train a student to minimize the objective and measure it on the run's split.
+
+        teacher: a model or a teacher; None takes the bed's where the objective reads one. student: None makes the bed's.
+        changes: of the schedule.
+        """
+        if teacher is None and objective.reads.teacher:
+            teacher = self.trained_teacher(run)
+        student = student if student is not None else self.new_student(run)
+        return self.fit(run, Distil(student, teacher, objective), **changes)
+
+    def fit(self, run: Run, procedure: Procedure, **changes: Any) -> dict[str, float]:
+        """Run a procedure on the bed's schedule and measure its model."""
+        run.train(procedure, self.task(), self.config(**changes))
+        model = procedure.model()
+        run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
+        return self.measure(run, model)
+
+    def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
+        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split."""
+        with evaluating(model):
+            return self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
+
+    def reference(self, run: Run) -> dict[str, float]:
+        """The student trained with labels alone; `teacher_accuracy` is the teacher's."""
+        teacher = self.measure(run, self.trained_teacher(run))["accuracy"]
+        return self.distil(run, CrossEntropy()) | {"teacher_accuracy": teacher}
+
+
+@functools.lru_cache(maxsize=8)
+def _task(
+    dataset: str, size: int | None, channels: int, mean: Any, std: Any, crop: int | None, counts: tuple
+) -> ImageClassification:
+    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
+    return ImageClassification(dataset, examples=dict(counts), **settings)
+
+
+def _schedule(epochs: float, batch_size: int = 64, precision: str = "bf16", **settings: Any) -> TrainingConfig:
+    return TrainingConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer="sgd",
+        weight_decay=5e-4,
+        decay_norms_and_biases=False,
+        schedule="cosine",
+        warmup=0.1,
+        precision=precision,
+        channels_last=True,
+        **{"learning_rate": 0.1, **settings},
+    )
+
+
+CIFAR10 = ImageBed(
+    dataset="cifar10",
+    name="cifar10 16x16",
+    student=Network(8, 8),
+    teacher=Network(8, 24),
+    training=_schedule(15),
+    teacher_training=_schedule(10, 128),
+    size=16,
+    mean=(0.491, 0.482, 0.447),
+    std=(0.235, 0.232, 0.250),
+    crop=2,
+    train=4000,
+    teacher_train=20000,
+    validation=2000,
+    test=5000,
+    expects={"accuracy": (0.50, 0.70), "teacher_accuracy": (0.70, 0.85)},
+)
+MNIST = ImageBed(
+    dataset="mnist",
+    name="mnist 14x14",
+    student=Network(8, 4),
+    teacher=Network(8, 16),
+    training=_schedule(20, 32),
+    teacher_training=_schedule(6, 64),
+    size=14,
+    channels=1,
+    mean=(0.131,),
+    std=(0.28,),
+    crop=1,
+    train=1000,
+    teacher_train=5000,
+    validation=2000,
+    test=5000,
+    expects={"accuracy": (0.88, 0.98), "teacher_accuracy": (0.97, 1.0)},
+)
+DIGITS = ImageBed(
+    dataset="digits",
+    name="digits 8x8",
+    student=Network(8, 4),
+    teacher=Network(8, 16),
+    training=_schedule(20, 32),
+    teacher_training=_schedule(20, 32),
+    channels=1,
+    train=300,
+    expects={"accuracy": (0.85, 1.0), "teacher_accuracy": (0.95, 1.0)},
+)
