@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ class BlockwiseDistil(Procedure):
 
         L = sum over blocks of objective(signals of the student's block, signals of the teacher's block)
 
-    student, teacher: modules with the same paths; the teacher is frozen. blocks: the path, asterisks allowed. objective: over
+    student, teacher: modules with the same paths; the teacher is frozen. blocks: a path or several, asterisks allowed. objective: over
     signals named inside the block: "logits" is the block's output, "weights" the output of its submodule of that name. It may
     not need connectors.
 
@@ -28,14 +28,15 @@ class BlockwiseDistil(Procedure):
     two models does not have, and for a teacher that does not run it.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, blocks: str, objective: Objective):
+    def __init__(self, student: nn.Module, teacher: nn.Module, blocks: str | Sequence[str], objective: Objective):
         if not isinstance(objective, Objective):
             raise UsageError(f"objective: expected an Objective such as Hint('logits'), got {type(objective).__name__}")
         if teacher is student:
             raise UsageError("teacher and student are the same module: copy one of them (copy.deepcopy) first")
         self.student, self.objective = student, objective
         self.teacher = teacher.eval().requires_grad_(False)
-        self.paths = match_paths(student, blocks)
+        named = [blocks] if isinstance(blocks, str) else blocks
+        self.paths = list(dict.fromkeys(path for name in named for path in match_paths(student, name)))
         missing = set(self.paths) - {path for path, _ in teacher.named_modules()}
         if missing:
             raise UsageError(f"the teacher has no block {sorted(missing)[0]!r} to learn from")
