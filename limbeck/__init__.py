@@ -55,6 +55,7 @@ _ROOMS = (
     "export",
     "report",
     "datasets",
+    "diffusion",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

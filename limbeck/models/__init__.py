@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
 from limbeck.models.mixture_of_experts import mixture_gpt
@@ -9,6 +10,7 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
+    "denoising_mlp",
     "encoder",
     "gpt",
     "load_pretrained",
