@@ -198,13 +198,14 @@ class DigitsBed(DiffusionBed):
 
         return run.trained(key, lambda: Features(196, self.classes), train)
 
-    @torch.no_grad()
     def quality(self, run: Run, samples: Tensor) -> dict[str, float]:
         """frechet: distance of features from the split's images; accuracy: the share that the classifier reads as its class."""
         judge, found = self.features(run), self.images(run)
-        real = judge.hidden(found[f"{run.split}.images"].float() / 127.5 - 1)
-        read = judge(samples).argmax(-1) == self.labels(len(samples))
-        return {"frechet": frechet_distance(judge.hidden(samples), real), "accuracy": read.double().mean().item()}
+        with torch.no_grad():
+            real = judge.hidden(found[f"{run.split}.images"].float() / 127.5 - 1)
+            made, read = judge.hidden(samples), judge(samples).argmax(-1)
+        right = (read == self.labels(len(samples))).double().mean().item()
+        return {"frechet": frechet_distance(made, real), "accuracy": right}
 
 
 SPLITS = ("train", "validation", "test")

@@ -91,7 +91,7 @@ class ParticleDenoiser(nn.Module):
 def distillation_direction(real: Tensor, fake: Tensor, alpha_bar: Tensor) -> Tensor:
     """w (e_real - e_fake) = w (a / s) (fake - real) with w = 1 - alpha_bar = s^2, that is a s (fake - real).
 
-    Shapes: the clean estimates real and fake (B, ...), alpha_bar (B, 1, ...); returns (B, ...). The weight is the authors' code's.
+    Shapes: the clean estimates real and fake (B, ...), alpha_bar (B, 1, ...); returns (B, ...). The weight is that of the authors' code, and so is the division by N in `ScoreDistillation`; they draw one time per batch.
     """
     return (alpha_bar * (1 - alpha_bar)).sqrt() * (fake - real)
 
