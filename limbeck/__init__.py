@@ -61,6 +61,7 @@ _ROOMS = (
     "export",
     "report",
     "datasets",
+    "diffusion",
     "beds",
     "experiments",
     "graphs",

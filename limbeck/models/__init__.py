@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.cnn import cnn
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
@@ -11,6 +12,7 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
+    "denoising_mlp",
     "cnn",
     "encoder",
     "gcn",
