@@ -51,6 +51,8 @@ _ROOMS = (
     "pruning",
     "factorization",
     "quantization",
+    "conversion",
+    "inference",
     "measure",
     "export",
     "report",

@@ -2,18 +2,25 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.large_vocabulary import LargeVocabulary
+from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
-from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "BalancedDivergence",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
+    "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "LargeVocabulary",
     "Loss",
+    "MatrixOrientation",
     "MeanSquaredError",
     "MixedTargets",
     "NormalizedKD",
@@ -21,5 +28,6 @@ __all__ = [
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",
+    "TokenRelations",
     "UniversalSelfKD",
 ]

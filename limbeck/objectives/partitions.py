@@ -62,7 +62,7 @@ class LabelledTargets(TeacherTargets):
         raise NotImplementedError
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target, weights = self.aligned(student, teacher, batch)
+        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
         require_classes(self, own, least=3)
         labels = true_classes(self, batch, own)
         return positions.mean(self.compare_labelled(own, target, labels), weights)

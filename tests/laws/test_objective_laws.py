@@ -10,17 +10,22 @@ from torch import Tensor
 import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
+    BalancedDivergence,
     CrossEntropy,
     DecoupledKD,
     EmbeddingDistance,
+    ExcessTargets,
     ExpertBalance,
     Hint,
+    LargeVocabulary,
+    MatrixOrientation,
     MeanSquaredError,
     MixedTargets,
     NormalizedKD,
     Objective,
     SimilarityDistillation,
     SoftTargets,
+    TokenRelations,
     UniversalSelfKD,
 )
 from limbeck.signals import Signals
@@ -38,22 +43,26 @@ class Case:
     reads_teacher: bool = True
     per_example: bool = True  # the loss of a batch is the mean of the losses of its examples
     distance: bool = True  # a student that equals its teacher costs nothing
+    constants: tuple[tuple[str, Tensor], ...] = ()  # signals that stay as they are
 
     @property
     def signal(self) -> str:
-        return next(iter(self.objective.reads.student))
+        return next(iter(self.objective.reads.student - dict(self.constants).keys()))
 
     @property
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
-        labelled = isinstance(self.objective, (CrossEntropy, UniversalSelfKD))
-        return labelled or getattr(self.objective, "positions", "") == "labelled"
+        objective = getattr(self.objective, "objective", self.objective)
+        return (
+            isinstance(objective, (CrossEntropy, UniversalSelfKD)) or getattr(objective, "positions", "") == "labelled"
+        )
 
     @property
     def width_axis(self) -> int:
         return 1 if len(self.shape) == 4 else -1
 
 
+IDENTITY = (("head:weight", torch.eye(D)), ("head:bias", torch.zeros(D)))
 CASES = {
     "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
     "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
@@ -62,8 +71,14 @@ CASES = {
     "soft_targets-cold": Case(SoftTargets(temperature=0.7)),
     "soft_targets-tokens": Case(SoftTargets(temperature=2.0), TOKENS),
     "soft_targets-all": Case(SoftTargets(positions="all"), TOKENS),
+    "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
+    "large_vocabulary-labels": Case(
+        LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
+    ),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
+    "balanced": Case(BalancedDivergence()),
+    "balanced-tokens": Case(BalancedDivergence(0.0, 1.0, delta=3.0, temperature=1.0), TOKENS),
     "mixed": Case(MixedTargets(), distance=False),
     "mixed-tokens": Case(MixedTargets(share=0.3), TOKENS, distance=False),
     "normalized": Case(NormalizedKD(), distance=False),
@@ -81,10 +96,17 @@ CASES = {
     "embedding": Case(EmbeddingDistance()),
     "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
+    "hint-plain-norm": Case(Hint("layer", loss="norm"), TOKENS),
+    "matrix_orientation": Case(MatrixOrientation("matrix", "matrix"), MAPS),
     "expert_balance": Case(ExpertBalance("router"), TOKENS, reads_teacher=False, per_example=False),
     "expert_balance-two": Case(ExpertBalance("router", top=2), reads_teacher=False, per_example=False),
+    "excess": Case(ExcessTargets(keep=0.5), per_example=False),
+    "excess-tokens": Case(ExcessTargets(temperature=2.0), TOKENS, per_example=False),
     "similarity-kl": Case(SimilarityDistillation(temperature=0.5), per_example=False),
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
+    "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
+    "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
+    "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
@@ -108,9 +130,17 @@ def example(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tens
     return student, teacher, {"labels": labels, "index": torch.arange(B)}
 
 
+def answers(case: Case, teacher: Tensor) -> Signals:
+    """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
+    names = case.objective.reads.teacher or {case.signal}
+    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(sorted(names))})
+
+
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
     objective = objective or case.objective
-    return objective(Signals({case.signal: student}), Signals({case.signal: teacher}), batch).value
+    fixed = dict(case.constants)
+    return objective(Signals({case.signal: student, **fixed}), Signals({case.signal: teacher, **fixed}), batch).value
+    return objective(Signals({case.signal: student}), answers(case, teacher), batch).value
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
@@ -304,6 +334,10 @@ NONSENSE = [
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
+    (lambda: BalancedDivergence(0.0, 0.0), "nothing to minimize"),
+    (lambda: BalancedDivergence(delta=0.0), "delta"),
+    (lambda: BalancedDivergence(overconfident="both"), "overconfident"),
+    (lambda: BalancedDivergence(reverse=-1.0), "reverse"),
     (lambda: MixedTargets(share=1.1), "share"),
     (lambda: MixedTargets(epochs=0), "epochs"),
     (lambda: MixedTargets(positions="all"), "labels"),
@@ -324,6 +358,7 @@ NONSENSE = [
     (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
     (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
     (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: MatrixOrientation("*"), "one signal"),
     (lambda: ExpertBalance(top=0), "top"),
     (lambda: ExpertBalance(""), "router"),
     (lambda: float("inf") * SoftTargets(), "finite"),
