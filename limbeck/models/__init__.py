@@ -1,7 +1,7 @@
 """Small reference architectures, and real ones from transformers."""
 
-from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.cnn import cnn
+from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
@@ -12,8 +12,8 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
-    "denoising_mlp",
     "cnn",
+    "denoising_mlp",
     "encoder",
     "gcn",
     "gpt",
