@@ -214,6 +214,12 @@ MNIST = ImageBed(
     test=5000,
     expects={"accuracy": (0.88, 0.98), "teacher_accuracy": (0.97, 1.0)},
 )
+MNIST_FEW = replace(
+    MNIST,
+    name="mnist 14x14, 500 examples",
+    train=500,
+    expects={"accuracy": (0.82, 0.95), "teacher_accuracy": (0.97, 1.0)},
+)
 DIGITS = ImageBed(
     dataset="digits",
     name="digits 8x8",

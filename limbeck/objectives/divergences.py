@@ -59,6 +59,11 @@ def half_squared_norm(x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (precise(x) - precise(y)).square().sum(dim=-1)
 
 
+def norm(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|_2 over the last axis of (..., D), with gradient 0 where both are equal; returns (...)."""
+    return torch.linalg.vector_norm(precise(x) - precise(y), dim=-1)
+
+
 def normalized(x: Tensor) -> Tensor:
     """x / |x| over the last axis, in float32; a zero vector stays zero."""
     return F.normalize(precise(x), dim=-1)

@@ -12,6 +12,7 @@ from limbeck.objectives import (
     EmbeddingDistance,
     Hint,
     MeanSquaredError,
+    MixedTargets,
     SimilarityDistillation,
     SoftTargets,
     divergences,
@@ -381,3 +382,25 @@ def test_parts_are_named_and_unweighted():
     assert list(loss.parts) == ["CrossEntropy", "SoftTargets", "Hint(a)", "Hint(a)#3"]
     weights = (0.5, 1, 2, 1)
     torch.testing.assert_close(loss.value, sum(w * p for w, p in zip(weights, loss.parts.values())))
+
+
+@pytest.mark.parametrize(("epochs", "epoch", "share"), [(None, 3, 0.8), (4, 0, 0.2), (4, 2, 0.6), (4, 9, 0.8)])
+def test_mixed_targets_are_the_label_and_a_growing_share_of_the_teacher(epochs, epoch, share):
+    y = torch.tensor([1, 3, -100, 0, 2])
+
+    def reference(student, teacher):
+        total = 0
+        for s, t, label in zip(student, teacher, y):
+            if label != -100:
+                target = share * softmax(t) + (1 - share) * torch.eye(4, dtype=torch.float64)[label]
+                total = total - (target * torch.log(softmax(s))).sum()
+        return total / 4
+
+    batch = {"labels": y, "epoch": epoch}
+    agree(MixedTargets(epochs=epochs), draw(5, 4), draw(5, 4, seed=7), batch, reference)
+
+
+def test_a_growing_share_needs_the_epoch():
+    z = Signals({"logits": draw(5, 4)})
+    with pytest.raises(UsageError, match="epoch"):
+        MixedTargets(epochs=3)(z, z, {"labels": torch.tensor([0, 1, 2, 3, 0])})
