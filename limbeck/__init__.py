@@ -33,6 +33,8 @@ _NAMES = {
     "PruneLayers": "limbeck.pruning",
     "Sparsify": "limbeck.pruning",
     "LowRank": "limbeck.factorization",
+    "AlignClassifier": "limbeck.conversion",
+    "GrowClassifier": "limbeck.conversion",
     "FoldBatchNorm": "limbeck.quantization",
     "Quantize": "limbeck.quantization",
     "apply": "limbeck.plan",
@@ -50,11 +52,19 @@ _ROOMS = (
     "training",
     "pruning",
     "factorization",
+    "conversion",
     "quantization",
+    "conversion",
+    "codecs",
+    "inference",
     "measure",
     "export",
     "report",
     "datasets",
+    "diffusion",
+    "beds",
+    "experiments",
+    "graphs",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 
