@@ -72,11 +72,18 @@ def denoising_mlp(
 
     Raises UsageError for a size that is not positive or a width that is odd.
     """
-    for name, value, least in (("width", width, 2), ("blocks", blocks, 1), ("classes", classes, 0), ("steps", steps, 2)):
+    for name, value, least in (
+        ("width", width, 2),
+        ("blocks", blocks, 1),
+        ("classes", classes, 0),
+        ("steps", steps, 2),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"denoising_mlp: {name}={value!r} must be a whole number of at least {least}")
     if width % 2:
-        raise UsageError(f"denoising_mlp: width={width} must be even: half of the time features are sines, half cosines")
+        raise UsageError(
+            f"denoising_mlp: width={width} must be even: half of the time features are sines, half cosines"
+        )
     shape = tuple(shape)
     if not shape or min(shape) < 1:
         raise UsageError(f"denoising_mlp: shape={shape!r} must be one or more positive sizes")
