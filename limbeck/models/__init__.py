@@ -3,6 +3,7 @@
 from limbeck.models.cnn import cnn
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
+from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
@@ -13,6 +14,7 @@ __all__ = [
     "cnn",
     "encoder",
     "gpt",
+    "key_value_bottleneck",
     "load_pretrained",
     "load_sentence_encoder",
     "mixture_gpt",

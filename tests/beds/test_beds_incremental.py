@@ -89,3 +89,18 @@ def test_the_reference_reaches_what_the_bed_expects(tmp_path):
     found = Incremental().reference(Run(0, "test", Store(tmp_path)))
     low, high = Incremental.expects["accuracy"]
     assert low <= found["accuracy"] <= high
+
+
+def test_features_come_from_a_frozen_encoder_of_another_data_set_and_are_shared(tmp_path):
+    settings = {"dataset": "digits", "width": 4, "epochs": 0.1}
+    one = run(tmp_path)
+    pooled, places = TINY.features(one, **settings), TINY.features(run(tmp_path), places=True, **settings)
+    assert pooled["train"][0].shape == (200, 16) and places["test"][0].shape == (50, 4, 16)
+    torch.testing.assert_close(pooled["test"][0], places["test"][0].mean(1))
+    assert torch.equal(pooled["train"][1], TINY.images["train"][1])
+    model = TINY.encoder(one, **settings)
+    assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    expected = model.features(TINY.images["test"][0].float() / 64 - 2)
+    torch.testing.assert_close(pooled["test"][0], expected, atol=2e-2, rtol=2e-2)
+    assert TINY.unlabelled(one, 30, **settings).shape == (30, 16)
+    assert one.costs == {}
