@@ -55,10 +55,17 @@ _ROOMS = (
     "conversion",
     "codecs",
     "quantization",
+    "conversion",
+    "codecs",
+    "inference",
     "measure",
     "export",
     "report",
     "datasets",
+    "diffusion",
+    "beds",
+    "experiments",
+    "graphs",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

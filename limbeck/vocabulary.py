@@ -18,7 +18,7 @@ from limbeck.errors import LimbeckError, UsageError, did_you_mean
 ROOMS: dict[str, tuple[str, ...]] = {
     "task": ("limbeck.tasks",),
     "model": ("limbeck.models",),
-    "objective": ("limbeck.objectives",),
+    "objective": ("limbeck.objectives", "limbeck.graphs"),
     "teacher": ("limbeck.teachers",),
     "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.conversion", "limbeck.quantization"),
     "scorer": ("limbeck.pruning",),

@@ -43,6 +43,75 @@ FAULTS = [
     ),
     ("T^2 dropped", "objectives/targets.py", "self.temperature**2", "1.0", "tests/objectives"),
     (
+        "normalized: the true class among the others",
+        "objectives/partitions.py",
+        "target = within(teacher, ~true, self.temperature).exp()",
+        "target = within(teacher, ~true | true, self.temperature).exp()",
+        "tests/objectives",
+    ),
+    (
+        "normalized: T^2 dropped",
+        "objectives/partitions.py",
+        "self.gamma * self.temperature**2 * others",
+        "self.gamma * others",
+        "tests/objectives",
+    ),
+    (
+        "decoupled: sides swapped",
+        "objectives/partitions.py",
+        "divergences.kl_divergence(target, own)",
+        "divergences.kl_divergence(own, target)",
+        "tests/objectives",
+    ),
+    (
+        "Zipf ranks from the lowest",
+        "objectives/partitions.py",
+        "descending=True, stable=True",
+        "descending=False, stable=True",
+        "tests/objectives",
+    ),
+    (
+        "universal self: the soft label carries gradient",
+        "objectives/partitions.py",
+        "squared = log_own.detach().exp()",
+        "squared = log_own.exp()",
+        "tests/objectives",
+    ),
+    (
+        "share grows from zero",
+        "objectives/targets.py",
+        'int(batch["epoch"]) + 1',
+        'int(batch["epoch"])',
+        "tests/objectives",
+    ),
+    (
+        "past predictions written before they are read",
+        "training/procedures.py",
+        """            teacher = self._teacher_signals(batch)
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+""",
+        """            pass
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+        teacher = self._teacher_signals(batch)
+""",
+        "tests/training/test_training_past.py",
+    ),
+    (
+        "what was seen is not in checkpoints",
+        "teachers/past.py",
+        'return {"table": self.table}',
+        "return {}",
+        "tests/training/test_training_past.py",
+    ),
+    (
         "label smoothing doubled",
         "objectives/divergences.py",
         "- smoothing * log_q.mean(dim=-1)",

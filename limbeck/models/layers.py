@@ -10,31 +10,56 @@ can capture the attention maps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def rotate(x: Tensor, start: int = 0, base: float = 10000.0) -> Tensor:
+    """Rotary position embedding: turn each pair (x_i, x_{i + d/2}) of the token at position p by p base^(-2i/d).
+
+    Shapes: x (..., L, d) with d even, of the tokens at positions start ... start + L - 1; the same shape. The product of a
+    query and a key then depends on their distance only. Source: Su et al., "RoFormer", 2021, eq. 34; the pairs are halves
+    of the vector, not neighbours, as in GPT-NeoX: the same up to the order of the features.
+    """
+    half = x.shape[-1] // 2
+    place = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
+    rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = place[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d) + mask) V over heads of width d, then a projection.  (B, L, width) -> (B, L, width)
 
-    mask: boolean, broadcastable to (B, heads, L, L), true where attention is allowed. A row that allows nothing attends
-    evenly. Scores are computed in float32.
+    mask: boolean, broadcastable to (B, heads, L, keys), true where attention is allowed. A row that allows nothing attends
+    evenly. Scores are computed in float32. rotary: turn queries and keys by their positions, see `rotate`.
+    cache: (key, value) of these tokens -> those of all tokens so far, each (B, heads, tokens, d), keys not yet turned.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, rotary: bool = False):
         super().__init__()
         self.head_width = width // heads
+        self.rotary = rotary
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.weights = nn.Softmax(-1)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         query, key, value = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+        if cache is not None:
+            key, value = cache(key, value)
+        if self.rotary:
+            query, key = rotate(query, key.shape[-2] - query.shape[-2]), rotate(key)
         scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(self.head_width)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
@@ -61,16 +86,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer layer.  (B, L, width) -> (B, L, width)"""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, rotary: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, rotary)
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 

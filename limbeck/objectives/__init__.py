@@ -1,20 +1,37 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.features import EmbeddingDistance, Hint
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.large_vocabulary import LargeVocabulary
+from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.privacy import ShieldedTargets
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
-from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
+from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "BalancedDivergence",
     "CrossEntropy",
+    "DecoupledKD",
     "EmbeddingDistance",
+    "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "LargeVocabulary",
     "Loss",
+    "MatrixOrientation",
     "MeanSquaredError",
+    "MixedTargets",
+    "MutualInformation",
+    "NormalizedKD",
     "Objective",
+    "ShieldedTargets",
     "SimilarityDistillation",
     "SoftTargets",
     "Sum",
+    "TokenRelations",
+    "UniversalSelfKD",
 ]

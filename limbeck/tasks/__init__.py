@@ -2,9 +2,21 @@
 
 from limbeck.tasks.base import Task
 from limbeck.tasks.custom import CustomTask
+from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
+from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.retrieval import Retrieval
 from limbeck.tasks.text import TextClassification
 
-__all__ = ["CustomTask", "ImageClassification", "LanguageModelling", "Retrieval", "Task", "TextClassification"]
+__all__ = [
+    "CustomTask",
+    "GraphClassification",
+    "ImageClassification",
+    "LanguageModelling",
+    "MaskedLanguageModelling",
+    "NodeClassification",
+    "Retrieval",
+    "Task",
+    "TextClassification",
+]

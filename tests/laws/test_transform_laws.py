@@ -15,7 +15,7 @@ import limbeck.pruning
 import limbeck.quantization
 from limbeck.artifact import load, save
 from limbeck.build import build, lineage
-from limbeck.conversion import AlignClassifier, GrowClassifier
+from limbeck.conversion import AlignClassifier, GrowClassifier, Replace
 from limbeck.errors import ArtifactError
 from limbeck.factorization import LowRank
 from limbeck.models import encoder, resnet, vit
@@ -82,12 +82,13 @@ TRANSFORMS = {
     "LowRank-data": (LowRank(keep_parameters=0.5, data_aware=True, **SMALL), LowRank(energy=1.0, data_aware=True, **SMALL), True),
     "AlignClassifier": (AlignClassifier(1), None, True),
     "GrowClassifier": (GrowClassifier(5), GrowClassifier(2), True),
+    "Replace": (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 32, "hidden": 16}), None, True),
     "FoldBatchNorm": (FoldBatchNorm(), FoldBatchNorm(), True),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
-ROOMS = (limbeck.pruning, limbeck.factorization, limbeck.conversion, limbeck.quantization)
-CASES = [(name, model) for name in TRANSFORMS for model in MODELS]
+ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
+CASES = [(name, model) for name in TRANSFORMS for model in MODELS if (name, model) != ("Replace", "resnet")]
 each = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{n}-{m}" for n, m in CASES])
 
 
