@@ -4,8 +4,8 @@ from limbeck.models.cnn import cnn
 from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
-from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.graph import gcn, node_perceptron
+from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
