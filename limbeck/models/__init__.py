@@ -1,7 +1,8 @@
 """Small reference architectures, and real ones from transformers."""
 
-from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.cnn import cnn
+from limbeck.models.convnet import convnet
+from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
@@ -12,8 +13,9 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
-    "denoising_mlp",
     "cnn",
+    "convnet",
+    "denoising_mlp",
     "encoder",
     "gcn",
     "gpt",
