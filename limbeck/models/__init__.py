@@ -1,6 +1,7 @@
 """Small reference architectures, and real ones from transformers."""
 
 from limbeck.models.cnn import cnn
+from limbeck.models.convnet import convnet
 from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
 from limbeck.models.gpt import gpt
@@ -14,6 +15,7 @@ from limbeck.models.vit import vit
 
 __all__ = [
     "cnn",
+    "convnet",
     "denoising_mlp",
     "encoder",
     "gcn",
