@@ -9,7 +9,7 @@ Source: Li et al., "Swing Distillation: A Privacy-Preserving Knowledge Distillat
 could be read: the mapping T(d), the noise (normal, inside the softmax) and the detector (patterns: long numbers, addresses)
 are ours, see `limbeck.objectives.ShieldedTargets`.
 
-The miniature: characters of web text with eight canaries, "The code of Ada is 4821", in the teacher's and the student's text.
+The miniature: characters of web text with four canaries, "The code of Ada is 4821", in the teacher's and the student's text.
 Exposure is exact, log2 10000 - log2 rank among all four-digit codes (13.3 bits when memorized, about 1 by chance). Baseline:
 distillation with one temperature. Control: the same share of tokens shielded, chosen without looking. `left_out`: private tokens are
 simply not taught. The claim is exposure below that of distillation at a loss on ordinary text within 0.02 nats per token (2 % of
@@ -31,7 +31,7 @@ from limbeck.teachers import FrozenTeacher
 
 BED = CANARIES
 STUDENT = {"depth": 2, "width": 96, "heads": 4}
-STEPS, RATE = 300, 3e-3
+STEPS, RATE = 350, 3e-3
 
 
 class ShieldedAnywhere(ShieldedTargets):
@@ -51,9 +51,9 @@ class LeftOut(SoftTargets):
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "swing": ShieldedTargets(temperature=1.0, private_temperature=20.0, noise=1.0),
+    "swing": ShieldedTargets(temperature=1.0, private_temperature=10.0, noise=1.0),
     "plain": SoftTargets(temperature=1.0),
-    "anywhere": ShieldedAnywhere(temperature=1.0, private_temperature=20.0, noise=1.0),
+    "anywhere": ShieldedAnywhere(temperature=1.0, private_temperature=10.0, noise=1.0),
     "left_out": LeftOut(temperature=1.0),
 }
 
@@ -70,7 +70,7 @@ paper = Paper(
     title="Swing Distillation: A Privacy-Preserving Knowledge Distillation Framework",
     claim="Per-token temperatures that rise with the estimated privacy of a token, and noise on its target, cut the exposure of canaries in "
     "the student against plain distillation, at a loss on ordinary text within 0.02 nats.",
-    composition="Distil(ShieldedTargets(1, private_temperature=20, noise=1)) on batches with datasets.privacy; measure.exposure",
+    composition="Distil(ShieldedTargets(1, private_temperature=10, noise=1)) on batches with datasets.privacy; measure.exposure",
     metric="exposure",
     better="lower",
     method=Arm(distilled, {"objective": "swing"}, about="temperature and noise rise with privacy"),

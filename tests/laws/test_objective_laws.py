@@ -354,6 +354,7 @@ NONSENSE = [
     (lambda: SoftTargets(positions="some"), "positions"),
     (lambda: SoftTargets(classes=(1,)), "classes"),
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
+    (lambda: SoftTargets(student_classes=(2,)), "student_classes"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
     (lambda: BalancedDivergence(0.0, 0.0), "nothing to minimize"),

@@ -132,6 +132,13 @@ def test_soft_targets_of_some_of_the_teachers_classes():
     torch.testing.assert_close(ours, same)
 
 
+def test_soft_targets_for_a_student_that_has_learned_more_classes():
+    z, t = draw(4, 6), draw(4, 3, seed=1)
+    ours = SoftTargets(2.0, student_classes=(4, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
+    same = SoftTargets(2.0)(Signals({"logits": z[:, [4, 0, 2]]}), Signals({"logits": t}), {}).value
+    torch.testing.assert_close(ours, same)
+
+
 def test_unlabelled_examples_teach_when_asked():
     z, t, batch = draw(4, 3), draw(4, 3, seed=1), {"labels": torch.tensor([0, -100, -100, 1])}
     signals = Signals({"logits": z}), Signals({"logits": t})
@@ -332,6 +339,7 @@ def test_similarity_needs_candidates():
         (SoftTargets(), (4, 1), (4, 1), "at least two classes"),
         (SoftTargets(), (4,), (4,), "at least two classes"),
         (SoftTargets(classes=(0, 7)), (4, 2), (4, 5), "classes names 7"),
+        (SoftTargets(student_classes=(0, 7)), (4, 5), (4, 2), "student_classes names 7"),
         (EmbeddingDistance(), (4, 10), (4, 7), "projector"),
         (EmbeddingDistance(projector="none"), (4, 10), (4, 7), "width 10"),
         (Hint("logits"), (4, 5, 3), (4, 6, 3), "length 5"),
