@@ -2,6 +2,18 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MutualInformation
+from limbeck.objectives.distributions import (
+    AdaptiveKL,
+    CorrelationTargets,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    StandardizedTargets,
+    SymmetricKL,
+    TotalVariation,
+    TransformedTargets,
+    WeightedSoftTargets,
+)
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
@@ -13,13 +25,16 @@ from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "AdaptiveKL",
     "BalancedDivergence",
+    "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
     "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "JensenShannon",
     "LargeVocabulary",
     "Loss",
     "MatrixOrientation",
@@ -28,10 +43,17 @@ __all__ = [
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "ReverseKL",
     "ShieldedTargets",
     "SimilarityDistillation",
+    "SkewKL",
     "SoftTargets",
+    "StandardizedTargets",
     "Sum",
+    "SymmetricKL",
     "TokenRelations",
+    "TotalVariation",
+    "TransformedTargets",
     "UniversalSelfKD",
+    "WeightedSoftTargets",
 ]
