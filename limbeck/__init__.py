@@ -53,6 +53,7 @@ _ROOMS = (
     "pruning",
     "factorization",
     "conversion",
+    "codecs",
     "quantization",
     "conversion",
     "codecs",

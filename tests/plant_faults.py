@@ -112,6 +112,27 @@ FAULTS = [
         "tests/training/test_training_past.py",
     ),
     (
+        "balanced: the wrong side is doubled",
+        "objectives/targets.py",
+        'surer = gap if self.overconfident == "forward" else -gap',
+        'surer = -gap if self.overconfident == "forward" else gap',
+        "tests/objectives",
+    ),
+    (
+        "online: one peer learns into the other",
+        "training/online.py",
+        "signals[own], signals[other].detach(), batch",
+        "signals[other], signals[own].detach(), batch",
+        "tests/training/test_training_online.py",
+    ),
+    (
+        "online: summed over the peers",
+        "training/online.py",
+        "sum(loss.value for loss in losses) / len(losses)",
+        "sum(loss.value for loss in losses)",
+        "tests/training/test_training_online.py",
+    ),
+    (
         "label smoothing doubled",
         "objectives/divergences.py",
         "- smoothing * log_q.mean(dim=-1)",

@@ -72,9 +72,13 @@ class CharacteristicMatching:
 
     def __post_init__(self) -> None:
         if self.amplitude < 0 or self.phase < 0 or self.amplitude + self.phase <= 0:
-            raise UsageError(f"CharacteristicMatching: amplitude={self.amplitude}, phase={self.phase} must be >= 0, not both 0")
+            raise UsageError(
+                f"CharacteristicMatching: amplitude={self.amplitude}, phase={self.phase} must be >= 0, not both 0"
+            )
         if self.count < 1 or self.scale <= 0:
-            raise UsageError(f"CharacteristicMatching: count={self.count} must be at least 1 and scale={self.scale} above 0")
+            raise UsageError(
+                f"CharacteristicMatching: count={self.count} must be at least 1 and scale={self.scale} above 0"
+            )
 
     def __call__(self, real: Tensor, synthetic: Tensor, frequencies: Tensor | None = None) -> Tensor:
         real, synthetic = F.normalize(real, dim=1), F.normalize(synthetic, dim=1)
@@ -93,7 +97,9 @@ class FrequencySampler(nn.Module):
     def __init__(self, dimension: int, count: int = 4096, reach: float = 1.0):
         super().__init__()
         if dimension < 1 or count < 2 or reach <= 0:
-            raise UsageError(f"FrequencySampler: dimension={dimension}, count={count} (from 2), reach={reach} do not fit")
+            raise UsageError(
+                f"FrequencySampler: dimension={dimension}, count={count} (from 2), reach={reach} do not fit"
+            )
         self.dimension, self.count, self.reach = dimension, count, reach
         layers: list[nn.Module] = []
         for last in (nn.LeakyReLU(0.2), nn.LeakyReLU(0.2), nn.Tanh()):
@@ -183,7 +189,9 @@ class DistributionCondensation(Procedure):
         if not pairs:
             raise UsageError("DistributionCondensation: pairs is empty: give (random, trained) weights of the network")
         if calibration_weight < 0 or shift < 0:
-            raise UsageError(f"DistributionCondensation: calibration_weight={calibration_weight}, shift={shift} are below 0")
+            raise UsageError(
+                f"DistributionCondensation: calibration_weight={calibration_weight}, shift={shift} are below 0"
+            )
         self.synthetic, self.pairs, self.metric = synthetic, pairs, metric
         self.network, self.judge = (copy.deepcopy(network).eval().requires_grad_(False) for _ in range(2))
         self.features, self.sampler, self.calibration_weight = features, sampler, calibration_weight
@@ -224,7 +232,9 @@ class DistributionCondensation(Procedure):
         parts, total = {"matching": matching.detach()}, matching
         if self.calibration_weight:
             interpolate(self.judge, *self.pairs[int(torch.randint(len(self.pairs), ()))], 1.0)
-            calibration = F.cross_entropy(capture(self.judge, {"pixel_values": synthetic}).logits, self.synthetic.labels)
+            calibration = F.cross_entropy(
+                capture(self.judge, {"pixel_values": synthetic}).logits, self.synthetic.labels
+            )
             parts["calibration"] = calibration.detach()
             total = total + self.calibration_weight * calibration
         losses = {"images": Loss(total, parts)}

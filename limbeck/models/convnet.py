@@ -36,7 +36,13 @@ class ConvNet(nn.Module):
 
 def convnet(depth: int = 3, width: int = 128, classes: int = 10, channels: int = 3, size: int = 32) -> ConvNet:
     """ConvNet-`depth` for square images of `size`. Raises UsageError for sizes below one or more halvings than the image has."""
-    for name, value in (("depth", depth), ("width", width), ("classes", classes), ("channels", channels), ("size", size)):
+    for name, value in (
+        ("depth", depth),
+        ("width", width),
+        ("classes", classes),
+        ("channels", channels),
+        ("size", size),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"convnet: {name} must be a whole number of at least 1, not {value!r}")
     if size >> depth < 1:

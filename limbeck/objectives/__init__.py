@@ -10,9 +10,10 @@ from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
-from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "BalancedDivergence",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",

@@ -47,7 +47,9 @@ def particles(
         (fake,) = copies(pretrained, 1)
         teacher = bed.exact() if isinstance(bed, MixtureBed) else Guided(pretrained, guidance)
         torch.manual_seed(run.seed)
-        canvases = Particles(count, bed.shape, scale=1.0 if isinstance(bed, MixtureBed) else 0.5, conditions=bed.labels(count))
+        canvases = Particles(
+            count, bed.shape, scale=1.0 if isinstance(bed, MixtureBed) else 0.5, conditions=bed.labels(count)
+        )
         procedure = ScoreDistillation(
             canvases,
             teacher,

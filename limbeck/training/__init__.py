@@ -3,6 +3,7 @@
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.trainer import Trainer
 
@@ -11,6 +12,7 @@ __all__ = [
     "Distil",
     "History",
     "Losses",
+    "Online",
     "Procedure",
     "State",
     "Supervised",

@@ -10,6 +10,7 @@ from torch import Tensor
 import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
+    BalancedDivergence,
     CrossEntropy,
     DecoupledKD,
     EmbeddingDistance,
@@ -80,6 +81,8 @@ CASES = {
     ),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
+    "balanced": Case(BalancedDivergence()),
+    "balanced-tokens": Case(BalancedDivergence(0.0, 1.0, delta=3.0, temperature=1.0), TOKENS),
     "mixed": Case(MixedTargets(), distance=False),
     "mixed-tokens": Case(MixedTargets(share=0.3), TOKENS, distance=False),
     "normalized": Case(NormalizedKD(), distance=False),
@@ -351,8 +354,13 @@ NONSENSE = [
     (lambda: SoftTargets(positions="some"), "positions"),
     (lambda: SoftTargets(classes=(1,)), "classes"),
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
+    (lambda: SoftTargets(student_classes=(2,)), "student_classes"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
+    (lambda: BalancedDivergence(0.0, 0.0), "nothing to minimize"),
+    (lambda: BalancedDivergence(delta=0.0), "delta"),
+    (lambda: BalancedDivergence(overconfident="both"), "overconfident"),
+    (lambda: BalancedDivergence(reverse=-1.0), "reverse"),
     (lambda: MixedTargets(share=1.1), "share"),
     (lambda: MixedTargets(epochs=0), "epochs"),
     (lambda: MixedTargets(positions="all"), "labels"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import (
+    BalancedDivergence,
     CrossEntropy,
     EmbeddingDistance,
     Hint,
@@ -128,6 +129,13 @@ def test_soft_targets_of_some_of_the_teachers_classes():
     z, t = draw(4, 3), draw(4, 6, seed=1)
     ours = SoftTargets(2.0, classes=(5, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
     same = SoftTargets(2.0)(Signals({"logits": z}), Signals({"logits": t[:, [5, 0, 2]]}), {}).value
+    torch.testing.assert_close(ours, same)
+
+
+def test_soft_targets_for_a_student_that_has_learned_more_classes():
+    z, t = draw(4, 6), draw(4, 3, seed=1)
+    ours = SoftTargets(2.0, student_classes=(4, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
+    same = SoftTargets(2.0)(Signals({"logits": z[:, [4, 0, 2]]}), Signals({"logits": t}), {}).value
     torch.testing.assert_close(ours, same)
 
 
@@ -331,6 +339,7 @@ def test_similarity_needs_candidates():
         (SoftTargets(), (4, 1), (4, 1), "at least two classes"),
         (SoftTargets(), (4,), (4,), "at least two classes"),
         (SoftTargets(classes=(0, 7)), (4, 2), (4, 5), "classes names 7"),
+        (SoftTargets(student_classes=(0, 7)), (4, 5), (4, 2), "student_classes names 7"),
         (EmbeddingDistance(), (4, 10), (4, 7), "projector"),
         (EmbeddingDistance(projector="none"), (4, 10), (4, 7), "width 10"),
         (Hint("logits"), (4, 5, 3), (4, 6, 3), "length 5"),
@@ -404,3 +413,34 @@ def test_a_growing_share_needs_the_epoch():
     z = Signals({"logits": draw(5, 4)})
     with pytest.raises(UsageError, match="epoch"):
         MixedTargets(epochs=3)(z, z, {"labels": torch.tensor([0, 1, 2, 3, 0])})
+
+
+@pytest.mark.parametrize("overconfident", ["forward", "reverse"])
+def test_balanced_divergence_weighs_by_who_is_surer(overconfident):
+    surer = []
+
+    def reference(student, teacher):
+        total = 0
+        for s, t in zip(student, teacher):
+            p, q = softmax(t / 3), softmax(s / 3)
+            forward, reverse = (p * torch.log(p / q)).sum(), (q * torch.log(q / p)).sum()
+            over = float(-(q * torch.log(q)).sum().detach()) < float(-(p * torch.log(p)).sum())
+            surer.append(over)
+            f, r = (2.5, 1) if over == (overconfident == "forward") else (1, 2.5)
+            total = total + 9 * (0.7 * f * forward + 0.4 * r * reverse)
+        return total / 5
+
+    objective = BalancedDivergence(0.7, 0.4, delta=2.5, temperature=3.0, overconfident=overconfident)
+    agree(objective, draw(5, 4), draw(5, 4, seed=7), {}, reference)
+    assert len(set(surer)) == 2  # both cases occur
+
+
+def test_balanced_divergence_with_one_side_is_kl_and_with_the_sides_changed_the_reverse():
+    s, t = Signals({"logits": draw(5, 4)}), Signals({"logits": draw(5, 4, seed=7)})
+    value = lambda objective, *pair: objective(*pair, {}).value  # noqa: E731
+    soft = SoftTargets(temperature=4.0)
+    torch.testing.assert_close(value(BalancedDivergence(1.0, 0.0, delta=1.0), s, t), value(soft, s, t))
+    torch.testing.assert_close(value(BalancedDivergence(0.0, 1.0, delta=1.0), s, t), value(soft, t, s))
+    both = BalancedDivergence(delta=1.0)
+    torch.testing.assert_close(value(both, s, t), value(soft, s, t) + value(soft, t, s))
+    torch.testing.assert_close(value(both, s, t), value(both, t, s))
