@@ -52,7 +52,6 @@ _ROOMS = (
     "training",
     "pruning",
     "factorization",
-    "conversion",
     "quantization",
     "conversion",
     "codecs",
@@ -65,6 +64,7 @@ _ROOMS = (
     "beds",
     "experiments",
     "graphs",
+    "search",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 
