@@ -66,6 +66,7 @@ _ROOMS = (
     "beds",
     "experiments",
     "graphs",
+    "search",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

@@ -179,5 +179,5 @@ class TextBed(Bed):
         return {name: value for name, value in asdict(self).items() if name != "lowest"}
 
 
-AG_NEWS = TextBed("ag_news", pretraining=1200, lowest=0.8)
+AG_NEWS = TextBed("ag_news", pretraining=800, lowest=0.75)
 SST2 = TextBed("sst2")

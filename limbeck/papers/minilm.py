@@ -28,8 +28,8 @@ from limbeck.experiments.run import Run
 from limbeck.models.encoder import Encoder, MaskedLanguageModel
 from limbeck.objectives import Hint, Objective, TokenRelations
 
-BED = TextBed("ag_news", labelled=600, pretraining=1200, steps=100)
-STEPS = 400
+BED = TextBed("ag_news", labelled=600, pretraining=800, steps=80, learning_rate=2e-3)
+STEPS = 300
 
 
 def self_attention(student: int, teacher: int, heads: int, values: bool = True) -> Objective:
