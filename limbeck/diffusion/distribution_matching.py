@@ -108,12 +108,19 @@ class DistributionMatching(Procedure):
         if (head is None) == bool(features):
             raise UsageError("DistributionMatching: head and features go together: give both or neither")
         if head is None and not matching_weight:
-            raise UsageError("DistributionMatching: matching_weight 0 and no head leave the generator nothing to learn from")
+            raise UsageError(
+                "DistributionMatching: matching_weight 0 and no head leave the generator nothing to learn from"
+            )
         if len({id(generator), id(teacher), id(fake_score)}) < 3:
             raise UsageError("DistributionMatching: generator, teacher and fake_score must be three modules: copy them")
         self.generator, self.teacher, self.fake_score, self.head = generator, teacher, fake_score, head
         self.times, self.critic_updates, self.window, self.inputs = tuple(times), critic_updates, window, inputs
-        self.features, self.weighting, self.critic_rate, self.conditional = features, weighting, critic_rate, conditional
+        self.features, self.weighting, self.critic_rate, self.conditional = (
+            features,
+            weighting,
+            critic_rate,
+            conditional,
+        )
         self.matching_weight, self.realism_weight = matching_weight, realism_weight
         self.classifier_weight = classifier_weight
         self.modules = {"generator": generator, "fake_score": fake_score}

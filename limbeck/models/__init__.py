@@ -1,6 +1,7 @@
 """Small reference architectures, and real ones from transformers."""
 
 from limbeck.models.encoder import encoder
+from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
 from limbeck.models.gpt import gpt
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.pretrained import load_pretrained, transformer
@@ -10,10 +11,12 @@ from limbeck.models.vit import vit
 
 __all__ = [
     "encoder",
+    "encoder_decoder",
     "gpt",
     "load_pretrained",
     "load_sentence_encoder",
     "mixture_gpt",
+    "prefix_decoder",
     "resnet",
     "sentence_encoder",
     "student_encoder",

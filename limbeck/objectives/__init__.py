@@ -12,8 +12,8 @@ from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTarge
 __all__ = [
     "CrossEntropy",
     "EmbeddingDistance",
-    "ExpertBalance",
     "ExcessTargets",
+    "ExpertBalance",
     "Hint",
     "LargeVocabulary",
     "Loss",

@@ -6,6 +6,7 @@ from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.retrieval import Retrieval
+from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.tasks.text import TextClassification
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LanguageModelling",
     "MaskedLanguageModelling",
     "Retrieval",
+    "SequenceToSequence",
     "Task",
     "TextClassification",
 ]

@@ -12,8 +12,8 @@ from limbeck.errors import UsageError
 from limbeck.objectives import (
     CrossEntropy,
     EmbeddingDistance,
-    ExpertBalance,
     ExcessTargets,
+    ExpertBalance,
     Hint,
     LargeVocabulary,
     MatrixOrientation,
