@@ -4,6 +4,7 @@ from limbeck.models.cnn import cnn
 from limbeck.models.convnet import convnet
 from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
+from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
 from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
 from limbeck.models.key_value_bottleneck import key_value_bottleneck
@@ -19,12 +20,14 @@ __all__ = [
     "denoising_mlp",
     "encoder",
     "gcn",
+    "encoder_decoder",
     "gpt",
     "key_value_bottleneck",
     "load_pretrained",
     "load_sentence_encoder",
     "mixture_gpt",
     "node_perceptron",
+    "prefix_decoder",
     "resnet",
     "sentence_encoder",
     "student_encoder",
