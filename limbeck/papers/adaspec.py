@@ -22,17 +22,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from limbeck.beds.answers import stored_answers
 from limbeck.beds.language import CHARACTERS
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.inference import expected_acceptance, speculate
 from limbeck.objectives import ExcessTargets, Objective, SoftTargets
-from limbeck.teachers import EnsembleTeacher, FrozenTeacher
+from limbeck.teachers import CachedTeacher, EnsembleTeacher, FrozenTeacher
 
 BED = CHARACTERS
 DRAFT = {"depth": 1, "width": 64, "heads": 4}
 START, STEPS = 300, 250  # steps of the draft's first training on text, and of each distillation
 RATE = 3e-3  # the bed's own, for every arm: the method's lead must not come from a rate
-PROMPT, NEW, LOOKAHEAD, PROMPTS, BLOCKS = 32, 48, 4, 32, 200
+SETTINGS = {"learning_rate": RATE, "limit": 2000, "augment": False}  # 2000 blocks of text, whose answers are stored
+PROMPT, NEW, LOOKAHEAD, PROMPTS, BLOCKS = 32, 48, 4, 32, 150
 
 
 class RandomShare(ExcessTargets):
@@ -47,10 +49,12 @@ def _start(run: Run) -> nn.Module:
     return BED.teacher(run, **DRAFT, steps=START).train()
 
 
+def _target(run: Run) -> CachedTeacher:
+    return stored_answers(run, BED.task, BED.teacher(run), SETTINGS["limit"])
+
+
 def _all_tokens(run: Run, draft: nn.Module, steps: int, counted: bool = True) -> nn.Module:
-    teacher = FrozenTeacher(BED.teacher(run))
-    objective = SoftTargets(temperature=1.0)
-    return BED.fit(run, draft, objective, teacher, steps=steps, learning_rate=RATE, counted=counted)
+    return BED.fit(run, draft, SoftTargets(temperature=1.0), _target(run), steps=steps, counted=counted, **SETTINGS)
 
 
 def distilled(run: Run, steps: int = STEPS) -> dict[str, float]:
@@ -66,11 +70,10 @@ def distilled_longer(run: Run, steps: int = STEPS) -> dict[str, float]:
 
 def selected(run: Run, random: bool = False, keep: float = 0.4, steps: int = STEPS):
     """Stage 1 and stage 2; `random` replaces the selection of stage 2, and needs no reference."""
-    target = BED.teacher(run)
     reference = _start(run) if random else _all_tokens(run, _start(run), steps, counted=False)
     objective: Objective = (RandomShare if random else ExcessTargets)(keep=keep)
-    teacher = EnsembleTeacher([FrozenTeacher(target), FrozenTeacher(reference)])
-    draft = BED.fit(run, _start(run), objective, teacher, steps=steps, learning_rate=RATE)
+    teacher = EnsembleTeacher([_target(run), FrozenTeacher(reference)])
+    draft = BED.fit(run, _start(run), objective, teacher, steps=steps, **SETTINGS)
     return measured(run, draft)
 
 

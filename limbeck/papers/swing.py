@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.beds.answers import stored_answers
 from limbeck.beds.canaries import CANARIES
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import Objective, ShieldedTargets, SoftTargets
-from limbeck.teachers import FrozenTeacher
 
 BED = CANARIES
 STUDENT = {"depth": 2, "width": 96, "heads": 4}
-STEPS, RATE = 350, 3e-3
+STEPS, RATE, BLOCKS = 350, 3e-3, 2000  # steps, on that many blocks of text, whose answers are stored
 
 
 class ShieldedAnywhere(ShieldedTargets):
@@ -59,9 +59,9 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def distilled(run: Run, objective: str, steps: int = STEPS) -> dict[str, float]:
-    teacher = FrozenTeacher(BED.teacher(run))
+    teacher = stored_answers(run, BED.task, BED.teacher(run), BLOCKS)
     student = BED.student(run, **STUDENT)
-    BED.fit(run, student, OBJECTIVES[objective], teacher, steps=steps, learning_rate=RATE)
+    BED.fit(run, student, OBJECTIVES[objective], teacher, steps=steps, learning_rate=RATE, limit=BLOCKS, augment=False)
     return {**BED.measure(run, student), "exposure": BED.exposure(student)}
 
 
