@@ -378,6 +378,62 @@ FAULTS = [
         "heap = [(-count, 0,",
         "tests/codecs/test_entropy.py",
     ),
+    (
+        "token relations: sides swapped",
+        "objectives/relations.py",
+        "for s in (target, own)",
+        "for s in (own, target)",
+        "tests/objectives/test_token_relations.py",
+    ),
+    (
+        "token relations: not scaled",
+        "objectives/relations.py",
+        "/ math.sqrt(left.shape[-1])",
+        "/ 1.0",
+        "tests/objectives/test_token_relations.py",
+    ),
+    (
+        "mutual information: joint term's sign",
+        "objectives/contrastive.py",
+        "1 + positions.mean(joint, pairs)",
+        "1 - positions.mean(joint, pairs)",
+        "tests/objectives/test_mutual_information.py",
+    ),
+    (
+        "mutual information: alpha at the other end",
+        "objectives/contrastive.py",
+        "math.log1p(-alpha)",
+        "math.log(alpha)",
+        "tests/objectives/test_mutual_information.py",
+    ),
+    (
+        "mutual information: the mean keeps the entry that was left out",
+        "objectives/contrastive.py",
+        ".masked_fill(left, -torch.inf)",
+        "",
+        "tests/objectives/test_mutual_information.py",
+    ),
+    (
+        "communication: the second round repeats the first",
+        "training/communication.py",
+        "spoken = answer",
+        "spoken = ours[0]",
+        "tests/training/test_training_communication.py",
+    ),
+    (
+        "masked tokens: mask token in nine of ten",
+        "tasks/masked.py",
+        "fate < 0.8",
+        "fate < 0.9",
+        "tests/tasks/test_tasks_masked.py",
+    ),
+    (
+        "recommender: levels of data sets kept",
+        "search/recommend.py",
+        "(own - own.mean())",
+        "own",
+        "tests/search",
+    ),
 ]
 
 
