@@ -2,10 +2,11 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MutualInformation
+from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
-from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
@@ -13,10 +14,12 @@ from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "AtExit",
     "BalancedDivergence",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
+    "EnhancedTargets",
     "ExcessTargets",
     "ExpertBalance",
     "Hint",
