@@ -53,7 +53,6 @@ _ROOMS = (
     "pruning",
     "factorization",
     "conversion",
-    "codecs",
     "quantization",
     "conversion",
     "codecs",

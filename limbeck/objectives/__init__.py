@@ -14,10 +14,11 @@ from limbeck.objectives.distributions import (
     TransformedTargets,
     WeightedSoftTargets,
 )
+from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
-from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
@@ -26,11 +27,13 @@ from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSqu
 
 __all__ = [
     "AdaptiveKL",
+    "AtExit",
     "BalancedDivergence",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
+    "EnhancedTargets",
     "ExcessTargets",
     "ExpertBalance",
     "Hint",

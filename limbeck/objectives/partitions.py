@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
-from limbeck.objectives.checks import require_classes, require_positive, require_signal, true_classes
+from limbeck.objectives.checks import require_choice, require_classes, require_positive, require_signal, true_classes
 from limbeck.objectives.targets import TeacherTargets
 from limbeck.signals import LOGITS, Reads, Signals
 
@@ -137,6 +137,41 @@ class DecoupledKD(LabelledTargets):
             within(teacher, ~true, self.temperature), within(student, ~true, self.temperature)
         )
         return self.temperature**2 * (self.alpha * divergences.kl_divergence(target, own) + self.beta * others)
+
+
+@dataclass(frozen=True)
+class EnhancedTargets(LabelledTargets):
+    """Soft targets whose true class is raised: a teacher of another architecture counts more where it agrees with the label.
+
+    L = mean over positions of -((1 + t_y)^gamma - e) log s_y - sum_{i != y} t_i log s_i,   e = 0 with label, 1 without
+
+    t, s: softmax of teacher and student at temperature T. gamma 1 with label is the cross-entropy of the label plus that of
+    the teacher's distribution; without label it is the latter alone, for use beside a `CrossEntropy()`. Above 1, classes that
+    the teacher alone believes in weigh less, the more so the surer it is of the true one.
+
+    raised: "target" as in the equation; "all" raises the other classes too, (t_i)^gamma, as the authors' code does.
+    Shapes: logits (B, C) or (B, L, C), labels (B,) or (B, L). Raises UsageError for fewer than three classes.
+    Source: Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation", NeurIPS
+    2023, eq. 5 (label=True). The authors' code has label=False and the cross-entropy once beside it. The paper has T = 1.
+    """
+
+    gamma: float = 1.5
+    label: bool = True
+    raised: str = "target"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "gamma", self.gamma)
+        require_positive(self, "temperature", self.temperature)
+        require_choice(self, "raised", self.raised, ("target", "all"))
+
+    def compare_labelled(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        true = one_hot(labels, student.shape[-1])
+        target = divergences.log_probabilities(teacher, self.temperature).exp()
+        others = target**self.gamma if self.raised == "all" else target
+        enhanced = torch.where(true, (1 + target) ** self.gamma - (0 if self.label else 1), others)
+        return divergences.cross_entropy(divergences.log_probabilities(student, self.temperature), enhanced)
 
 
 def zipf_targets(scores: Tensor, group: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     AdaptiveKL,
+    AtExit,
     BalancedDivergence,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
     EmbeddingDistance,
+    EnhancedTargets,
     ExcessTargets,
     ExpertBalance,
     Hint,
@@ -112,6 +114,11 @@ CASES = {
     "normalized-tokens": Case(NormalizedKD(gamma=3.5, temperature=3.0), TOKENS, distance=False),
     "decoupled": Case(DecoupledKD()),
     "decoupled-tokens": Case(DecoupledKD(alpha=2.0, beta=0.5, temperature=0.7), TOKENS),
+    "enhanced": Case(EnhancedTargets(), distance=False),
+    "enhanced-tokens": Case(EnhancedTargets(1.2, label=False, temperature=2.0), TOKENS, distance=False),
+    "enhanced-all": Case(EnhancedTargets(raised="all"), distance=False),
+    "exit": Case(AtExit("layer", SoftTargets()), learned=True, distance=False),
+    "exit-enhanced": Case(AtExit("layer", EnhancedTargets(label=False)), learned=True, distance=False),
     "universal_self": Case(UniversalSelfKD(), reads_teacher=False, per_example=False),
     "hint-vectors": Case(Hint("layer")),
     "hint-tokens": Case(Hint("layer"), TOKENS),
@@ -182,7 +189,7 @@ def connectors(case: Case, objective: Objective) -> dict[str, torch.nn.Module]:
         return {}
     torch.manual_seed(0)
     student, teacher, _ = example(case)
-    made = case.objective.connectors(Signals({case.signal: student}), Signals({case.signal: teacher}))
+    made = case.objective.connectors(Signals({case.signal: student}), answers(case, teacher))
     return made if objective is case.objective else {f"{i}_{n}": m for i in range(2) for n, m in made.items()}
 
 
@@ -378,6 +385,11 @@ NONSENSE = [
     (lambda: SoftTargets(classes=(1,)), "classes"),
     (lambda: SoftTargets(classes=(1, 1)), "classes"),
     (lambda: SoftTargets(student_classes=(2,)), "student_classes"),
+    (lambda: EnhancedTargets(gamma=0.0), "gamma"),
+    (lambda: EnhancedTargets(raised="none"), "raised"),
+    (lambda: AtExit("layer*", SoftTargets()), "one signal"),
+    (lambda: AtExit("layer", Hint("other")), "logits alone"),
+    (lambda: AtExit("layer", SoftTargets(), depth=-1), "depth"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing"),
     (lambda: BalancedDivergence(0.0, 0.0), "nothing to minimize"),
