@@ -56,6 +56,7 @@ _ROOMS = (
     "quantization",
     "conversion",
     "codecs",
+    "search",
     "inference",
     "measure",
     "export",

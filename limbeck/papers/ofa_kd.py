@@ -73,7 +73,7 @@ def dkd(run: Run, beta: float = 2.0, bed=BED, **changes) -> dict[str, float]:
 
 
 def hints(run: Run, weight: float = 1.0, bed=BED, **changes) -> dict[str, float]:
-    """FitNets: the student's last stage imitates the transformer's last block, beside plain distillation's labels."""
+    """FitNets: the student's last stage imitates the transformer's last block, beside the labels."""
     return distil(run, CrossEntropy() + weight * Hint("layer3", "blocks.2"), bed, **changes)
 
 
