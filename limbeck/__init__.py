@@ -54,7 +54,6 @@ _ROOMS = (
     "factorization",
     "conversion",
     "quantization",
-    "conversion",
     "codecs",
     "search",
     "inference",

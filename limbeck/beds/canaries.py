@@ -25,7 +25,7 @@ from limbeck.measure.exposure import mean_exposure
 from limbeck.tasks.base import generator
 from limbeck.tasks.language import LanguageModelling
 
-NAMES = ("Ada", "Boris", "Clara", "David", "Emma", "Felix", "Grace", "Henry")
+NAMES = ("Ada", "Boris", "Clara", "David")
 DIGITS = "0123456789"
 
 
@@ -90,7 +90,7 @@ class CanaryBed(LanguageBed):
 
     dataset: str = "web_text"
     config: str | None = "c4_demo"
-    repeats: int = 40
+    repeats: int = 300
 
     @property
     def name(self) -> str:

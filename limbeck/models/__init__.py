@@ -1,8 +1,10 @@
 """Small reference architectures, and real ones from transformers."""
 
 from limbeck.models.cnn import cnn
+from limbeck.models.convnet import convnet
 from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
+from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
 from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
 from limbeck.models.key_value_bottleneck import key_value_bottleneck
@@ -14,8 +16,10 @@ from limbeck.models.vit import vit
 
 __all__ = [
     "cnn",
+    "convnet",
     "denoising_mlp",
     "encoder",
+    "encoder_decoder",
     "gcn",
     "gpt",
     "key_value_bottleneck",
@@ -23,6 +27,7 @@ __all__ = [
     "load_sentence_encoder",
     "mixture_gpt",
     "node_perceptron",
+    "prefix_decoder",
     "resnet",
     "sentence_encoder",
     "student_encoder",

@@ -36,11 +36,23 @@ def rotate(x: Tensor, start: int = 0, base: float = 10000.0) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+class SoftmaxOne(nn.Module):
+    """exp(x_i) / (1 + sum_j exp(x_j)) over the last axis: a softmax that may attend to nothing.
+
+    The usual softmax with one more score, fixed at 0, whose share is dropped. Source: Miller, "Attention Is Off By One", 2023.
+    """
+
+    def forward(self, scores: Tensor) -> Tensor:
+        nothing = torch.zeros_like(scores[..., :1])
+        return torch.cat([scores, nothing], -1).softmax(-1)[..., :-1]
+
+
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d) + mask) V over heads of width d, then a projection.  (B, L, width) -> (B, L, width)
 
-    mask: boolean, broadcastable to (B, heads, L, keys), true where attention is allowed. A row that allows nothing attends
-    evenly. Scores are computed in float32. rotary: turn queries and keys by their positions, see `rotate`.
+    mask: broadcastable to (B, heads, L, keys): boolean, true where attention is allowed, or numbers that are added to the
+    scores. A row that allows nothing attends evenly. Scores are computed in float32. memory: keys and values to read in place of
+    the input's own, from `self.memory(source)`: cross-attention. rotary: turn queries and keys by their positions, see `rotate`.
     cache: (key, value) of these tokens -> those of all tokens so far, each (B, heads, tokens, d), keys not yet turned.
     """
 
@@ -54,15 +66,27 @@ class Attention(nn.Module):
         self.weights = nn.Softmax(-1)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        query, key, value = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+    def memory(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source (B, L, width): (B, heads, L, d) each."""
+        return self._heads(self.key(source)), self._heads(self.value(source))
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        query = self._heads(self.query(x))
+        key, value = self.memory(x) if memory is None else memory
         if cache is not None:
             key, value = cache(key, value)
         if self.rotary:
             query, key = rotate(query, key.shape[-2] - query.shape[-2]), rotate(key)
         scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(self.head_width)
         if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+            allowed = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min) if allowed else scores + mask
         mixed = self.weights(scores).to(value.dtype) @ value
         return self.output(mixed.transpose(1, 2).flatten(2))
 

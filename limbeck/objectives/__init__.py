@@ -2,6 +2,18 @@
 
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MutualInformation
+from limbeck.objectives.distributions import (
+    AdaptiveKL,
+    CorrelationTargets,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    StandardizedTargets,
+    SymmetricKL,
+    TotalVariation,
+    TransformedTargets,
+    WeightedSoftTargets,
+)
 from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
@@ -14,8 +26,10 @@ from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "AdaptiveKL",
     "AtExit",
     "BalancedDivergence",
+    "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
     "EmbeddingDistance",
@@ -23,6 +37,7 @@ __all__ = [
     "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "JensenShannon",
     "LargeVocabulary",
     "Loss",
     "MatrixOrientation",
@@ -31,10 +46,17 @@ __all__ = [
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "ReverseKL",
     "ShieldedTargets",
     "SimilarityDistillation",
+    "SkewKL",
     "SoftTargets",
+    "StandardizedTargets",
     "Sum",
+    "SymmetricKL",
     "TokenRelations",
+    "TotalVariation",
+    "TransformedTargets",
     "UniversalSelfKD",
+    "WeightedSoftTargets",
 ]

@@ -9,7 +9,7 @@ Source: Li et al., "Swing Distillation: A Privacy-Preserving Knowledge Distillat
 could be read: the mapping T(d), the noise (normal, inside the softmax) and the detector (patterns: long numbers, addresses)
 are ours, see `limbeck.objectives.ShieldedTargets`.
 
-The miniature: characters of web text with eight canaries, "The code of Ada is 4821", in the teacher's and the student's text.
+The miniature: characters of web text with four canaries, "The code of Ada is 4821", in the teacher's and the student's text.
 Exposure is exact, log2 10000 - log2 rank among all four-digit codes (13.3 bits when memorized, about 1 by chance). Baseline:
 distillation with one temperature. Control: the same share of tokens shielded, chosen without looking. `left_out`: private tokens are
 simply not taught. The claim is exposure below that of distillation at a loss on ordinary text within 0.02 nats per token (2 % of
@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.beds.answers import stored_answers
 from limbeck.beds.canaries import CANARIES
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import Objective, ShieldedTargets, SoftTargets
-from limbeck.teachers import FrozenTeacher
 
 BED = CANARIES
 STUDENT = {"depth": 2, "width": 96, "heads": 4}
-STEPS, RATE = 300, 3e-3
+STEPS, RATE, BLOCKS = 350, 3e-3, 2000  # steps, on that many blocks of text, whose answers are stored
 
 
 class ShieldedAnywhere(ShieldedTargets):
@@ -51,17 +51,17 @@ class LeftOut(SoftTargets):
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "swing": ShieldedTargets(temperature=1.0, private_temperature=20.0, noise=1.0),
+    "swing": ShieldedTargets(temperature=1.0, private_temperature=10.0, noise=1.0),
     "plain": SoftTargets(temperature=1.0),
-    "anywhere": ShieldedAnywhere(temperature=1.0, private_temperature=20.0, noise=1.0),
+    "anywhere": ShieldedAnywhere(temperature=1.0, private_temperature=10.0, noise=1.0),
     "left_out": LeftOut(temperature=1.0),
 }
 
 
 def distilled(run: Run, objective: str, steps: int = STEPS) -> dict[str, float]:
-    teacher = FrozenTeacher(BED.teacher(run))
+    teacher = stored_answers(run, BED.task, BED.teacher(run), BLOCKS)
     student = BED.student(run, **STUDENT)
-    BED.fit(run, student, OBJECTIVES[objective], teacher, steps=steps, learning_rate=RATE)
+    BED.fit(run, student, OBJECTIVES[objective], teacher, steps=steps, learning_rate=RATE, limit=BLOCKS, augment=False)
     return {**BED.measure(run, student), "exposure": BED.exposure(student)}
 
 
@@ -70,7 +70,7 @@ paper = Paper(
     title="Swing Distillation: A Privacy-Preserving Knowledge Distillation Framework",
     claim="Per-token temperatures that rise with the estimated privacy of a token, and noise on its target, cut the exposure of canaries in "
     "the student against plain distillation, at a loss on ordinary text within 0.02 nats.",
-    composition="Distil(ShieldedTargets(1, private_temperature=20, noise=1)) on batches with datasets.privacy; measure.exposure",
+    composition="Distil(ShieldedTargets(1, private_temperature=10, noise=1)) on batches with datasets.privacy; measure.exposure",
     metric="exposure",
     better="lower",
     method=Arm(distilled, {"objective": "swing"}, about="temperature and noise rise with privacy"),

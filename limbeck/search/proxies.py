@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,22 +95,3 @@ class TeacherSimilarity:
         loss = F.cross_entropy(signals.logits.float(), batch["labels"])
         (gradient,) = torch.autograd.grad(loss, weight)
         return signals[f"{path}:input"].detach().float(), gradient
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rho: the correlation of ranks, equal values sharing their mean rank; 0 where one side is constant.
-
-    Raises UsageError for fewer than two pairs or sides of different length.
-    """
-    if len(x) != len(y) or len(x) < 2:
-        raise UsageError(f"rank_correlation: {len(x)} and {len(y)} values; give two or more pairs")
-    a, b = (_ranks(torch.as_tensor(values, dtype=torch.float64)) for values in (x, y))
-    a, b = a - a.mean(), b - b.mean()
-    length = a.norm() * b.norm()
-    return float(a @ b / length) if length > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    below = (values.unsqueeze(1) > values.unsqueeze(0)).sum(1)
-    equal = (values.unsqueeze(1) == values.unsqueeze(0)).sum(1)
-    return below + (equal + 1) / 2

@@ -7,6 +7,7 @@ from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.retrieval import Retrieval
+from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.tasks.text import TextClassification
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MaskedLanguageModelling",
     "NodeClassification",
     "Retrieval",
+    "SequenceToSequence",
     "Task",
     "TextClassification",
 ]

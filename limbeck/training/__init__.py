@@ -1,5 +1,6 @@
 """Training: one Trainer for every procedure, its configuration and checkpoints that survive a kill."""
 
+from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
@@ -8,6 +9,7 @@ from limbeck.training.procedures import Distil, Losses, Procedure, State, Superv
 from limbeck.training.trainer import Trainer
 
 __all__ = [
+    "Communication",
     "Constrained",
     "Distil",
     "History",

@@ -10,8 +10,10 @@ from torch import Tensor
 import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
+    AdaptiveKL,
     AtExit,
     BalancedDivergence,
+    CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
     EmbeddingDistance,
@@ -19,6 +21,7 @@ from limbeck.objectives import (
     ExcessTargets,
     ExpertBalance,
     Hint,
+    JensenShannon,
     LargeVocabulary,
     MatrixOrientation,
     MeanSquaredError,
@@ -26,11 +29,18 @@ from limbeck.objectives import (
     MutualInformation,
     NormalizedKD,
     Objective,
+    ReverseKL,
     ShieldedTargets,
     SimilarityDistillation,
+    SkewKL,
     SoftTargets,
+    StandardizedTargets,
+    SymmetricKL,
     TokenRelations,
+    TotalVariation,
+    TransformedTargets,
     UniversalSelfKD,
+    WeightedSoftTargets,
 )
 from limbeck.signals import Signals
 
@@ -77,6 +87,19 @@ CASES = {
     "soft_targets-cold": Case(SoftTargets(temperature=0.7)),
     "soft_targets-tokens": Case(SoftTargets(temperature=2.0), TOKENS),
     "soft_targets-all": Case(SoftTargets(positions="all"), TOKENS),
+    "reverse_kl": Case(ReverseKL(2.0)),
+    "symmetric_kl": Case(SymmetricKL(2.0, forward=0.3), TOKENS),
+    "jensen_shannon": Case(JensenShannon(beta=0.3), TOKENS),
+    "skew_forward": Case(SkewKL()),
+    "skew_reverse": Case(SkewKL(2.0, direction="reverse"), TOKENS),
+    "total_variation": Case(TotalVariation(), TOKENS),
+    "adaptive_kl": Case(AdaptiveKL(), TOKENS),
+    "standardized": Case(StandardizedTargets(), TOKENS),
+    "transformed": Case(TransformedTargets(), distance=False),
+    "transformed-weighted": Case(TransformedTargets(weighted=True), TOKENS, distance=False),
+    "weighted_soft_targets": Case(WeightedSoftTargets(), TOKENS),
+    "correlation": Case(CorrelationTargets(), TOKENS, per_example=False),
+    "correlation-inter": Case(CorrelationTargets(intra=0.0)),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY

@@ -1,4 +1,4 @@
-"""Evolution on functions whose optimum is known; the proxy against loops; rank correlation against SciPy."""
+"""Evolution on functions whose optimum is known; the proxy against loops."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.models import cnn, resnet
-from limbeck.search import TeacherSimilarity, evolve, rank_correlation
+from limbeck.search import TeacherSimilarity, evolve
 from limbeck.search.proxies import gaussian_, relation_distance, semantic_distance
 
 
@@ -124,20 +124,9 @@ def test_weights_are_drawn_from_a_unit_gaussian():
     assert bool((model[1].weight == 1).all())
 
 
-def test_rank_correlation_is_spearmans():
-    from scipy.stats import spearmanr
-
-    x, y = [3.0, 1, 2, 2, 5, 2], [1.0, 1, 4, 3, 9, 0]
-    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
-    assert rank_correlation(x, [-v for v in x]) == pytest.approx(-1)
-    assert rank_correlation(x, [1.0] * 6) == 0
-
-
 def test_nonsense_is_refused():
     batch = {"pixel_values": torch.randn(6, 1, 8, 8), "labels": torch.arange(6) % 3}
     with pytest.raises(UsageError, match="nothing to compare"):
         TeacherSimilarity(semantic=False, relation=False)
     with pytest.raises(UsageError, match="last width"):
         TeacherSimilarity().score(cnn((4, 8), classes=3, channels=1), cnn((4, 16), classes=3, channels=1), batch)
-    with pytest.raises(UsageError, match="pairs"):
-        rank_correlation([1.0], [2.0])
