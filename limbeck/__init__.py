@@ -54,8 +54,8 @@ _ROOMS = (
     "factorization",
     "conversion",
     "quantization",
-    "conversion",
     "codecs",
+    "search",
     "inference",
     "measure",
     "export",
@@ -65,7 +65,6 @@ _ROOMS = (
     "beds",
     "experiments",
     "graphs",
-    "search",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 
