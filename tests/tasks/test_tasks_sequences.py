@@ -13,7 +13,9 @@ from limbeck.tasks import SequenceToSequence
 def task():
     sources = torch.tensor([[3, 4, 5], [6, 7, 0], [8, 0, 0]])
     targets = torch.tensor([[4, 5], [6, 0], [7, 8]])
-    return SequenceToSequence(dict.fromkeys(("train", "validation", "test"), (sources, targets)), 10, padding=0, start=1)
+    return SequenceToSequence(
+        dict.fromkeys(("train", "validation", "test"), (sources, targets)), 10, padding=0, start=1
+    )
 
 
 def test_the_decoder_reads_the_targets_one_late():
