@@ -26,6 +26,8 @@ KINDS: dict[str, tuple[int, str]] = {
     "quantize": (1, "limbeck.quantization.quantize:apply"),
     "replace": (1, "limbeck.conversion.replace:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),
+    "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
+    "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }
 
 

@@ -7,6 +7,7 @@ module's first input), or by `"PATH:weight"` and `"PATH:bias"` (its parameters).
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import inspect
@@ -238,6 +239,33 @@ def capture(model: nn.Module, batch: Mapping[str, Any], names: Iterable[str] = (
     """One tapped forward pass."""
     with Tap(model, names) as tap:
         return tap(batch)
+
+
+@contextlib.contextmanager
+def injected(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """While the block lasts, the named modules return these tensors in place of what they compute.
+
+    with injected(model, {"blocks.1": hidden}), Tap(model, {"blocks.3"}) as tap:
+        upper = tap(batch)["blocks.3"]
+
+    So a forward pass is continued from a hidden state given from outside; the gradient reaches that state. Modules that
+    return a tuple return it with its first entry replaced. Raises UsageError for an unknown path.
+    """
+    modules, handles = dict(model.named_modules()), []
+    for path in values:
+        if path not in modules or not path:
+            raise UsageError(f"no module is named {path!r} in {type(model).__name__}. {did_you_mean(path, modules)}")
+    try:
+        for path, value in values.items():
+
+            def replace(_, __, output, value=value):
+                return (value, *output[1:]) if isinstance(output, tuple) else value
+
+            handles.append(modules[path].register_forward_hook(replace))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:

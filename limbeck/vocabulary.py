@@ -18,9 +18,9 @@ from limbeck.errors import LimbeckError, UsageError, did_you_mean
 ROOMS: dict[str, tuple[str, ...]] = {
     "task": ("limbeck.tasks",),
     "model": ("limbeck.models",),
-    "objective": ("limbeck.objectives",),
+    "objective": ("limbeck.objectives", "limbeck.graphs"),
     "teacher": ("limbeck.teachers",),
-    "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.quantization"),
+    "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.conversion", "limbeck.quantization"),
     "scorer": ("limbeck.pruning",),
 }
 # what tells the members of a role from the other public names of its rooms

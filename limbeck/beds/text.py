@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.beds.base import Bed
+from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.models.encoder import Encoder, MaskedLanguageModel, encoder
@@ -17,6 +18,16 @@ from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.text import TextClassification
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Distil, Supervised
+
+PRETRAINING = (
+    "depth",
+    "width",
+    "heads",
+    "dropout",
+    "batch_size",
+    "pretraining",
+    "pretraining_rate",
+)  # what decides its weights
 
 
 @functools.lru_cache(maxsize=8)
@@ -29,27 +40,31 @@ class TextBed(Bed):
     """One data set, cut to `length` tokens of a byte-pair vocabulary learnt on its train split.
 
     labelled: use the labels of only so many train examples, the same for every seed; None uses all. depth, width, heads:
-    of the reference, which is also the teacher.
+    of the reference, which is also the teacher. pretraining: steps of masked language modelling on all train texts before
+    it sees labels; 0: none.
 
-    task(), masked()                    the classification task; its texts with masked tokens
-    encoder(depth, width, heads)        an untrained student
-    fit(run, model, ...)                train it on labels, or on any objective with a teacher; counted by the run
-    measure(run, model)                 accuracy, loss and calibration error on `run.split`
-    teacher(run)                        trained on the labels, from the store
-    pretrained(run, depth, width, ...)  an encoder that predicted masked tokens of the train texts, from the store
+    task(), masked()              the classification task; its texts with masked tokens
+    encoder(depth, width, heads)  an untrained student
+    fit(run, model, ...)          train it on labels, or on any objective with a teacher; counted by the run
+    fit_masked(run, model, ...)   train a masked language model; counted by the run
+    measure(run, model)           accuracy, loss and calibration error on `run.split`
+    teacher(run)                  the reference, from the store
+    pretrained(run)               the reference before it saw labels, from the store
     """
 
     dataset: str = "ag_news"
     vocabulary: int = 4096
-    length: int = 32
+    length: int = 24
     labelled: int | None = None
     depth: int = 4
-    width: int = 96
+    width: int = 64
     heads: int = 4
     steps: int = 400
     batch_size: int = 32
     learning_rate: float = 3e-3
     dropout: float = 0.1
+    pretraining: int = 0
+    pretraining_rate: float = 2e-3
     lowest: float = 0.7
 
     @property
@@ -113,46 +128,56 @@ class TextBed(Bed):
         return self.task().evaluate(lambda batch: model(batch["input_ids"], batch["attention_mask"]), run.split)
 
     def teacher(self, run: Run, seed: int = 0) -> Encoder:
-        """The reference encoder, trained on the labels; one for all arms and seeds."""
+        """The reference, trained once for all arms."""
         key = {"bed": self.digest(), "settings": self._settings(), "what": "teacher", "seed": seed, "version": 1}
-        return run.trained(
-            key, self.encoder, lambda model: self.fit(run, model, steps=self.steps, counted=False, seed=seed)
-        )
+        return run.trained(key, self.encoder, lambda model: self._learn(run, model, seed=seed, counted=False))
 
-    def pretrained(
-        self,
-        run: Run,
-        depth: int | None = None,
-        width: int | None = None,
-        *,
-        steps: int = 1000,
-        seed: int = 0,
-        **more: Any,
-    ) -> Encoder:
-        """An encoder that learnt to predict masked tokens of all train texts, without labels; its head is untrained.
-
-        Shared by all arms and seeds: what it costs is nobody's. `more`: `heads`, `learning_rate`.
-        """
-        heads, rate = more.pop("heads", None), more.pop("learning_rate", self.learning_rate)
-        sizes = {"depth": depth or self.depth, "width": width or self.width, "heads": heads or self.heads}
-        key = {"bed": self.task().digest(), "what": "masked tokens", "steps": steps, "seed": seed, "version": 1}
-        key |= {"sizes": sizes, "learning_rate": rate, "batch_size": self.batch_size, "dropout": self.dropout}
+    def pretrained(self, run: Run, seed: int = 0) -> Encoder:
+        """An encoder of the reference's size that learnt to predict masked tokens of all train texts for `pretraining`
+        steps, without labels; its head is untrained. Shared by all arms, and by beds that differ in labels only."""
+        if not self.pretraining:
+            raise UsageError("pretraining=0: this bed pre-trains nothing; give its number of steps")
+        key = {"bed": self.task().digest(), "what": "masked tokens", "seed": seed, "version": 2}
+        key |= {name: getattr(self, name) for name in PRETRAINING}
 
         def make() -> MaskedLanguageModel:
-            return MaskedLanguageModel(self.encoder(**sizes))
+            return MaskedLanguageModel(self.encoder())
 
         def train(model: MaskedLanguageModel) -> None:
-            task = self.masked()
-            run.train(Supervised(model, task), task, self.config(steps, rate, limit=None), seed=seed, counted=False)
+            self.fit_masked(
+                run, model, steps=self.pretraining, learning_rate=self.pretraining_rate, seed=seed, counted=False
+            )
 
         return run.trained(key, make, train).encoder
 
+    def fit_masked(
+        self,
+        run: Run,
+        model: MaskedLanguageModel,
+        *,
+        steps: int,
+        learning_rate: float,
+        seed: int | None = None,
+        counted: bool = True,
+    ) -> MaskedLanguageModel:
+        """Train in place to predict masked tokens of all train texts. Returns it in evaluation mode."""
+        task = self.masked()
+        run.train(
+            Supervised(model, task), task, self.config(steps, learning_rate, limit=None), seed=seed, counted=counted
+        )
+        return model.eval()
+
     def reference(self, run: Run) -> dict[str, float]:
-        return self.measure(run, self.fit(run, self.encoder(), steps=self.steps))
+        return self.measure(run, self._learn(run, self.encoder()))
+
+    def _learn(self, run: Run, model: Encoder, **how: Any) -> Encoder:
+        if self.pretraining:
+            model.load_state_dict(self.pretrained(run).state_dict())
+        return self.fit(run, model, steps=self.steps, **how)
 
     def _settings(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "lowest"}
 
 
-AG_NEWS = TextBed("ag_news", lowest=0.8)
+AG_NEWS = TextBed("ag_news", pretraining=800, lowest=0.75)
 SST2 = TextBed("sst2")

@@ -6,6 +6,13 @@ from limbeck.diffusion.metrics import frechet_distance, maximum_mean_discrepancy
 from limbeck.diffusion.mixtures import GaussianMixture, MixtureDenoiser, grid, ring
 from limbeck.diffusion.samplers import generate, sample, sampler_step
 from limbeck.diffusion.schedules import NoiseSchedule, from_clean, to_clean
+from limbeck.diffusion.score_distillation import (
+    ParticleDenoiser,
+    Particles,
+    ScoreDistillation,
+    TimeWindow,
+    distillation_direction,
+)
 
 __all__ = [
     "Denoiser",
@@ -15,8 +22,13 @@ __all__ = [
     "Guided",
     "MixtureDenoiser",
     "NoiseSchedule",
+    "ParticleDenoiser",
+    "Particles",
+    "ScoreDistillation",
+    "TimeWindow",
     "denoising_loss",
     "discriminator_head",
+    "distillation_direction",
     "frechet_distance",
     "from_clean",
     "generate",

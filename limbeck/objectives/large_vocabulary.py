@@ -157,6 +157,10 @@ class LargeVocabulary(Objective):
                 f"LargeVocabulary: {type(self.objective).__name__} does not compare logits position by position; give SoftTargets, "
                 "CrossEntropy or another objective on logits, and add other terms outside: LargeVocabulary(SoftTargets()) + Hint(...)"
             )
+        if getattr(self.objective, "student_classes", None) is not None:
+            raise UsageError(
+                "LargeVocabulary: student_classes cannot be chosen of a projection that is not run; leave it out"
+            )
         if self.chunk < 1:
             raise UsageError(f"LargeVocabulary: chunk={self.chunk}: must be at least 1")
 

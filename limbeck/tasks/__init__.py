@@ -2,6 +2,7 @@
 
 from limbeck.tasks.base import Task
 from limbeck.tasks.custom import CustomTask
+from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.masked import MaskedLanguageModelling
@@ -11,9 +12,11 @@ from limbeck.tasks.text import TextClassification
 
 __all__ = [
     "CustomTask",
+    "GraphClassification",
     "ImageClassification",
     "LanguageModelling",
     "MaskedLanguageModelling",
+    "NodeClassification",
     "Retrieval",
     "SequenceToSequence",
     "Task",

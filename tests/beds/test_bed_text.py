@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from limbeck.beds.text import AG_NEWS, SST2, TextBed
 from limbeck.datasets.load import find_folder
+from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.objectives import SoftTargets
@@ -30,11 +33,14 @@ def test_students_learn_from_a_stored_teacher(run, tmp_path):
 
 
 def test_pre_trained_encoders_are_shared_by_beds_that_differ_in_labels(run):
-    first = TINY.pretrained(run, 1, 8, heads=2, steps=2)
-    other = TextBed("sst2", vocabulary=300, length=16, labelled=32, depth=2, width=16, heads=2)
-    second = other.pretrained(run, 1, 8, heads=2, steps=2)
-    assert run.store.used[-1]["hit"] and torch.equal(first.tokens.weight, second.tokens.weight)
-    assert TINY.digest() != other.digest() and TINY.name == "sst2_96"
+    first = dataclasses.replace(TINY, pretraining=2)
+    second = dataclasses.replace(first, labelled=32, steps=1)
+    encoders = [bed.pretrained(run) for bed in (first, second)]
+    assert run.store.used[-1]["hit"] and torch.equal(*(encoder.tokens.weight for encoder in encoders))
+    assert first.digest() != second.digest() and first.name == "sst2_96"
+    assert not torch.equal(first.teacher(run).tokens.weight, encoders[0].tokens.weight)
+    with pytest.raises(UsageError, match="pre-trains nothing"):
+        TINY.pretrained(run)
 
 
 @pytest.mark.slow
