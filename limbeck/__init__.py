@@ -55,6 +55,7 @@ _ROOMS = (
     "export",
     "report",
     "datasets",
+    "codecs",
     "graphs",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
