@@ -57,6 +57,7 @@ _ROOMS = (
     "datasets",
     "codecs",
     "graphs",
+    "retrieval",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

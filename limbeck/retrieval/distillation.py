@@ -103,8 +103,8 @@ class DistilIndex(Procedure):
     def step(self, batch: Mapping[str, Any], state: State) -> Losses:
         code, by_list = self.losses(batch)
         parts = {f"code.{k}": v for k, v in code.parts.items()} | {f"list.{k}": v for k, v in by_list.parts.items()}
-        both = Loss(code.value + self.list_weight * by_list.value, parts)
-        return {"main": both, "centroids": Loss(both.value, {})}
+        both = code.value + self.list_weight * by_list.value
+        return {"main": Loss(code.value, {}), "centroids": Loss(both, parts)}  # lists do not depend on codebooks
 
     def after_step(self, state: State) -> None:
         if state.step + 1 == state.steps:
