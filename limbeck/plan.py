@@ -24,7 +24,10 @@ KINDS: dict[str, tuple[int, str]] = {
     "mask": (1, "limbeck.pruning.sparsity:apply"),
     "low_rank": (1, "limbeck.factorization.low_rank:apply"),
     "quantize": (1, "limbeck.quantization.quantize:apply"),
+    "replace": (1, "limbeck.conversion.replace:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),
+    "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
+    "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }
 
 

@@ -1,12 +1,13 @@
 """Signals: what a forward pass yielded, and the Tap that captures it.
 
 A signal is named `"logits"` (the model's primary output: class scores, token scores or an embedding), by a module path as
-`named_modules` gives it (`"layer3"`, `"encoder.layer.*.attention"`: that module's output), or by `"PATH:input"` (that
-module's first input). Nothing that no objective asked for is captured.
+`named_modules` gives it (`"layer3"`, `"encoder.layer.*.attention"`: that module's output), by `"PATH:input"` (that
+module's first input), or by `"PATH:weight"` and `"PATH:bias"` (its parameters). Nothing that no objective asked for is captured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import inspect
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from limbeck.errors import UsageError, did_you_mean
 
 LOGITS = "logits"
+PARAMETERS = ("weight", "bias")  # of a module, as signals
 TARGETS = ("labels", "index", "sample_weight", "epoch")  # batch keys that describe the examples; never model inputs
 
 
@@ -120,6 +122,16 @@ def match_paths(model: nn.Module, pattern: str) -> list[str]:
     return found
 
 
+def _parameter(module: nn.Module, side: str) -> Tensor:
+    """A module's parameter; a bias that is None is the zeros it stands for."""
+    found = getattr(module, side)
+    return found if found is not None else module.weight.new_zeros(len(module.weight))
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose remainder nobody reads."""
+
+
 class Tap:
     """Run a model and keep the named signals.
 
@@ -130,6 +142,9 @@ class Tap:
     match, each under its own path. With `visit`, every module signal goes to visit(name, tensor) at each call of its
     module instead of being kept (a module that runs several times in one pass is seen every time); what holds no
     tensor is skipped.
+
+    Who asks for a module's input and its weight, and not for the logits, applies that module himself: the pass ends
+    before it, once everything else that was named is there. So an output projection onto a large vocabulary is never run.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], visit: Callable[[str, Tensor], None] | None = None):
@@ -138,15 +153,19 @@ class Tap:
         self._visit = visit
         self._captured: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+        self._parameters: dict[str, tuple[nn.Module, str]] = {}
+        self._awaited: set[str] = set()
 
     def __enter__(self) -> Tap:
         inner = sorted(self.names - {LOGITS})
         modules = dict(self.model.named_modules()) if inner else {}
         for name in inner:
             pattern, _, side = name.partition(":")
-            if side not in ("", "input", "output"):
+            if side not in ("", "input", "output", *PARAMETERS):
                 self.__exit__()
-                raise UsageError(f"signal {name!r}: after the colon only 'input' or 'output' is allowed")
+                raise UsageError(
+                    f"signal {name!r}: after the colon only 'input', 'output', 'weight' or 'bias' is allowed"
+                )
             try:
                 paths = match_paths(self.model, pattern)
             except UsageError:
@@ -154,14 +173,24 @@ class Tap:
                 raise
             for path in paths:
                 key = path + (f":{side}" if side else "")
+                if side in PARAMETERS:
+                    if not hasattr(modules[path], side):
+                        self.__exit__()
+                        raise UsageError(f"signal {key!r}: {path} ({type(modules[path]).__name__}) has no {side}")
+                    self._parameters[key] = (modules[path], side)
+                    continue
+                self._awaited.add(key)
                 self._handles.append(self._hook(modules[path], key, side))
         return self
 
     def _hook(self, module: nn.Module, key: str, side: str):
         if side == "input":
+            ends = LOGITS not in self.names and f"{key.removesuffix('input')}weight" in self.names
 
             def before(_, args, kwargs):
                 self._keep(key, args if args else next(iter(kwargs.values())))
+                if ends and self._captured.keys() >= self._awaited:
+                    raise _Enough
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -181,9 +210,20 @@ class Tap:
         self._visit(key, tensor)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
+        return self._signals(lambda: call(self.model, batch))
+
+    def run(self, *args: Any, **kwargs: Any) -> Signals:
+        """The signals of model(*args, **kwargs), for modules inside a model, which know no batches."""
+        return self._signals(lambda: self.model(*args, **kwargs))
+
+    def _signals(self, run: Callable[[], Any]) -> Signals:
         self._captured = {}
-        output = call(self.model, batch)
+        try:
+            output = run()
+        except _Enough:
+            output = None
         captured, self._captured = self._captured, {}
+        captured |= {key: _parameter(*found) for key, found in self._parameters.items()}
         if LOGITS in self.names:
             captured[LOGITS] = first_tensor(output)
         return Signals(captured)
@@ -192,12 +232,40 @@ class Tap:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._parameters, self._awaited = {}, set()
 
 
 def capture(model: nn.Module, batch: Mapping[str, Any], names: Iterable[str] = (LOGITS,)) -> Signals:
     """One tapped forward pass."""
     with Tap(model, names) as tap:
         return tap(batch)
+
+
+@contextlib.contextmanager
+def injected(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """While the block lasts, the named modules return these tensors in place of what they compute.
+
+    with injected(model, {"blocks.1": hidden}), Tap(model, {"blocks.3"}) as tap:
+        upper = tap(batch)["blocks.3"]
+
+    So a forward pass is continued from a hidden state given from outside; the gradient reaches that state. Modules that
+    return a tuple return it with its first entry replaced. Raises UsageError for an unknown path.
+    """
+    modules, handles = dict(model.named_modules()), []
+    for path in values:
+        if path not in modules or not path:
+            raise UsageError(f"no module is named {path!r} in {type(model).__name__}. {did_you_mean(path, modules)}")
+    try:
+        for path, value in values.items():
+
+            def replace(_, __, output, value=value):
+                return (value, *output[1:]) if isinstance(output, tuple) else value
+
+            handles.append(modules[path].register_forward_hook(replace))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "model": ("limbeck.models",),
     "objective": ("limbeck.objectives", "limbeck.graphs"),
     "teacher": ("limbeck.teachers",),
-    "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.quantization"),
+    "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.conversion", "limbeck.quantization"),
     "scorer": ("limbeck.pruning",),
 }
 # what tells the members of a role from the other public names of its rooms

@@ -43,6 +43,96 @@ FAULTS = [
     ),
     ("T^2 dropped", "objectives/targets.py", "self.temperature**2", "1.0", "tests/objectives"),
     (
+        "normalized: the true class among the others",
+        "objectives/partitions.py",
+        "target = within(teacher, ~true, self.temperature).exp()",
+        "target = within(teacher, ~true | true, self.temperature).exp()",
+        "tests/objectives",
+    ),
+    (
+        "normalized: T^2 dropped",
+        "objectives/partitions.py",
+        "self.gamma * self.temperature**2 * others",
+        "self.gamma * others",
+        "tests/objectives",
+    ),
+    (
+        "decoupled: sides swapped",
+        "objectives/partitions.py",
+        "divergences.kl_divergence(target, own)",
+        "divergences.kl_divergence(own, target)",
+        "tests/objectives",
+    ),
+    (
+        "Zipf ranks from the lowest",
+        "objectives/partitions.py",
+        "descending=True, stable=True",
+        "descending=False, stable=True",
+        "tests/objectives",
+    ),
+    (
+        "universal self: the soft label carries gradient",
+        "objectives/partitions.py",
+        "squared = log_own.detach().exp()",
+        "squared = log_own.exp()",
+        "tests/objectives",
+    ),
+    (
+        "share grows from zero",
+        "objectives/targets.py",
+        'int(batch["epoch"]) + 1',
+        'int(batch["epoch"])',
+        "tests/objectives",
+    ),
+    (
+        "past predictions written before they are read",
+        "training/procedures.py",
+        """            teacher = self._teacher_signals(batch)
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+""",
+        """            pass
+        with Tap(self.student, self.objective.reads.student) as tap:
+            student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
+        teacher = self._teacher_signals(batch)
+""",
+        "tests/training/test_training_past.py",
+    ),
+    (
+        "what was seen is not in checkpoints",
+        "teachers/past.py",
+        'return {"table": self.table}',
+        "return {}",
+        "tests/training/test_training_past.py",
+    ),
+    (
+        "balanced: the wrong side is doubled",
+        "objectives/targets.py",
+        'surer = gap if self.overconfident == "forward" else -gap',
+        'surer = -gap if self.overconfident == "forward" else gap',
+        "tests/objectives",
+    ),
+    (
+        "online: one peer learns into the other",
+        "training/online.py",
+        "signals[own], signals[other].detach(), batch",
+        "signals[other], signals[own].detach(), batch",
+        "tests/training/test_training_online.py",
+    ),
+    (
+        "online: summed over the peers",
+        "training/online.py",
+        "sum(loss.value for loss in losses) / len(losses)",
+        "sum(loss.value for loss in losses)",
+        "tests/training/test_training_online.py",
+    ),
+    (
         "label smoothing doubled",
         "objectives/divergences.py",
         "- smoothing * log_q.mean(dim=-1)",
@@ -217,6 +307,76 @@ FAULTS = [
         "discounts = np.log2(np.arange(2, cutoff + 2))",
         "discounts = np.ones(cutoff)",
         "tests/tasks",
+    ),
+    (
+        "excess: reference and student swapped",
+        "objectives/selection.py",
+        "return loss - reference_loss",
+        "return reference_loss - loss",
+        "tests/objectives/test_selection_values.py",
+    ),
+    (
+        "excess: T^2 dropped",
+        "objectives/selection.py",
+        "return self.temperature**2 * positions",
+        "return positions",
+        "tests/objectives/test_selection_values.py",
+    ),
+    (
+        "speculation: residual the wrong way round",
+        "inference/speculative.py",
+        "rest = (p - q).clamp_min(0)",
+        "rest = (q - p).clamp_min(0)",
+        "tests/inference/test_speculative.py",
+    ),
+    (
+        "speculation: redrawn from the target itself",
+        "inference/speculative.py",
+        "draw(residual(p[rows, accepted], padded[rows, accepted]), generator)",
+        "draw(p[rows, accepted], generator)",
+        "tests/inference/test_speculative.py",
+    ),
+    (
+        "speculation: accepted after a refusal",
+        "inference/speculative.py",
+        ".long().cumprod(1).sum(1)",
+        ".long().sum(1)",
+        "tests/inference/test_speculative.py",
+    ),
+    (
+        "shielded: the student is softened too",
+        "objectives/privacy.py",
+        "log_q = divergences.log_probabilities(own, self.temperature)",
+        "log_q = divergences.log_probabilities(own, self.private_temperature)",
+        "tests/objectives/test_privacy_values.py",
+    ),
+    (
+        "shielded: noise on open tokens",
+        "objectives/privacy.py",
+        "scores + degree * noise",
+        "scores + noise",
+        "tests/objectives/test_privacy_values.py",
+    ),
+    (
+        "exposure: rank among the worse",
+        "measure/exposure.py",
+        "(scores > scores[own])",
+        "(scores < scores[own])",
+        "tests/measure/test_exposure.py",
+    ),
+    (
+        "buckets: span of the gradient dropped",
+        "quantization/buckets.py",
+        "(low + span * levels[codes])",
+        "(low + span * (levels[codes].detach() + (levels[codes] - levels[codes].detach()) / span.clamp_min(1e-9)))",
+        "tests/quantization/test_buckets.py",
+    ),
+    (
+        "Huffman: the two largest joined",
+        "codecs/entropy.py",
+        "heap = [(count, 0,",
+        "heap = [(-count, 0,",
+        "tests/codecs/test_entropy.py",
     ),
 ]
 

@@ -194,7 +194,14 @@ CIFAR10 = ImageBed(
     teacher_train=20000,
     validation=2000,
     test=5000,
-    expects={"accuracy": (0.50, 0.70), "teacher_accuracy": (0.70, 0.85)},
+    expects={"accuracy": (0.42, 0.65), "teacher_accuracy": (0.62, 0.80)},
+)
+CIFAR10_FEW = replace(
+    CIFAR10,
+    name="cifar10 16x16, 1000 examples",
+    train=1000,
+    training=_schedule(40),
+    expects={"accuracy": (0.28, 0.50), "teacher_accuracy": (0.62, 0.80)},
 )
 MNIST = ImageBed(
     dataset="mnist",
@@ -212,7 +219,13 @@ MNIST = ImageBed(
     teacher_train=5000,
     validation=2000,
     test=5000,
-    expects={"accuracy": (0.88, 0.98), "teacher_accuracy": (0.97, 1.0)},
+    expects={"accuracy": (0.88, 0.98), "teacher_accuracy": (0.95, 1.0)},
+)
+MNIST_FEW = replace(
+    MNIST,
+    name="mnist 14x14, 500 examples",
+    train=500,
+    expects={"accuracy": (0.82, 0.95), "teacher_accuracy": (0.95, 1.0)},
 )
 DIGITS = ImageBed(
     dataset="digits",
@@ -223,5 +236,5 @@ DIGITS = ImageBed(
     teacher_training=_schedule(20, 32),
     channels=1,
     train=300,
-    expects={"accuracy": (0.85, 1.0), "teacher_accuracy": (0.95, 1.0)},
+    expects={"accuracy": (0.85, 1.0), "teacher_accuracy": (0.93, 1.0)},
 )

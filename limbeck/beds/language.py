@@ -104,15 +104,16 @@ class LanguageBed(Bed):
         *,
         steps: int = 400,
         procedure: Procedure | None = None,
+        counted: bool = True,
         **settings: Any,
     ) -> nn.Module:
-        """Train `model` in place, counted as the arm's cost, and return it in evaluation mode.
+        """Train `model` in place and return it in evaluation mode; `counted`: as the arm's cost.
 
         objective: by default the true tokens; with a teacher, what it is to learn of it. procedure: instead of both, any
         procedure around the model. settings: fields of `TrainingConfig`.
         """
         procedure = procedure or Distil(model, teacher, objective or CrossEntropy())
-        run.train(procedure, self.task, self.training(steps, **settings))
+        run.train(procedure, self.task, self.training(steps, **settings), counted=counted)
         return model.eval()
 
     def student(self, run: Run, **sizes: Any) -> GPT:

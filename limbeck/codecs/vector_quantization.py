@@ -1,12 +1,15 @@
-"""Vector quantization: a vector is sent as the index of the nearest of a few code vectors.
+"""Vector quantization: a vector becomes the number of its nearest code; codes follow the vectors they stand for.
 
-Shared by learned image codecs, product-quantized indexes and discrete bottlenecks: `nearest` and `kmeans` are pure functions,
-`VectorQuantizer` is the layer that learns its codebook with the network around it.
+    x (..., H, D)  --nearest-->  indices (..., H) in 0..M-1  --look up-->  codes (..., H, D)
+
+H codebooks of M codes each work side by side on H vectors (H = 1: the usual quantizer; H parts of one vector: a product
+quantizer). An index costs log2(M) bits.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,149 +18,164 @@ from torch.nn import functional as F
 from limbeck.errors import UsageError
 
 
-def squared_distances(x: Tensor, codes: Tensor) -> Tensor:
-    """|x_n - c_k|^2 of x (..., N, D) and codes (..., K, D): (..., N, K), never below 0."""
-    inner = x @ codes.transpose(-1, -2)
-    return (x.square().sum(-1, keepdim=True) - 2 * inner + codes.square().sum(-1).unsqueeze(-2)).clamp_min(0)
+def nearest(x: Tensor, codes: Tensor) -> Tensor:
+    """The index of the code nearest to each vector, in Euclidean distance, the first one of equals.
 
-
-def nearest(x: Tensor, codes: Tensor, chunk: int = 8192) -> Tensor:
-    """The index of the nearest code of every vector: x (N, D), codes (K, D) -> (N,) int64; the lower index wins a tie."""
-    if x.dim() != 2 or codes.dim() != 2 or x.shape[1] != codes.shape[1]:
-        raise UsageError(f"nearest: vectors {tuple(x.shape)} and codes {tuple(codes.shape)} must be (N, D) and (K, D)")
-    half = 0.5 * codes.square().sum(-1)  # |x|^2 is the same for every code
-    parts = [(half - rows @ codes.T).argmin(-1) for rows in x.split(chunk)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)
-
-
-def kmeans(
-    x: Tensor, count: int, generator: torch.Generator | None = None, iterations: int = 25, weights: Tensor | None = None
-) -> Tensor:
-    """`count` centres (count, D) of the vectors x (N, D) that (locally) minimize sum_n w_n min_k |x_n - c_k|^2.
-
-    k-means++ start, then Lloyd's steps until nothing moves; a centre that loses all its vectors moves to the vector that is
-    farthest from its own centre. weights: (N,), at least 0. Source: Arthur and Vassilvitskii, "k-means++", 2007.
-    Raises UsageError for more centres than vectors.
+    Shapes: x (N, H, D), codes (H, M, D); returns (N, H). Computed in float32 as |c|^2 - 2 <x, c>.
     """
-    if x.dim() != 2 or not 1 <= count <= len(x):
-        raise UsageError(
-            f"kmeans: count={count} centres of vectors of shape {tuple(x.shape)}: need (N, D), 1 <= count <= N"
-        )
-    x = x.detach()
-    w = torch.ones(len(x), dtype=x.dtype, device=x.device) if weights is None else weights.to(x.dtype)
-    centres = _spread(x, count, w, generator)
-    assigned = None
+    x, codes = x.float(), codes.float()
+    with torch.autocast(x.device.type, enabled=False):
+        scores = torch.baddbmm(codes.square().sum(-1).unsqueeze(1), x.transpose(0, 1), codes.transpose(1, 2), alpha=-2)
+    return scores.argmin(-1).transpose(0, 1)
+
+
+def look_up(indices: Tensor, codes: Tensor) -> Tensor:
+    """The codes at indices (..., H) of codes (H, M, D): (..., H, D)."""
+    return codes[torch.arange(codes.shape[0], device=indices.device), indices]
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """The quantized value with the gradient of the identity to x."""
+    return x + (quantized - x).detach()
+
+
+def kmeans(x: Tensor, count: int, iterations: int = 10, generator: torch.Generator | None = None) -> Tensor:
+    """Lloyd's algorithm: `count` centres of x (N, D), from different random examples; a centre without examples moves to one.
+
+    Returns (count, D). Raises UsageError for more centres than examples.
+    """
+    if not 1 <= count <= len(x):
+        raise UsageError(f"kmeans: count={count} centres cannot be made from {len(x)} examples")
+    centres = x[torch.randperm(len(x), generator=generator)[:count].to(x.device)].float()
     for _ in range(iterations):
-        before, assigned = assigned, nearest(x, centres)
-        if before is not None and torch.equal(before, assigned):
-            break
-        mass = torch.zeros(count, dtype=x.dtype, device=x.device).index_add(0, assigned, w)
-        sums = torch.zeros_like(centres).index_add(0, assigned, w[:, None] * x)
-        centres = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-30)[:, None], centres)
-        empty = (mass == 0).nonzero().squeeze(1)
-        if len(empty):
-            error = w * (x - centres[assigned]).square().sum(-1)
-            centres[empty] = x[error.topk(len(empty)).indices]
+        at = nearest(x.unsqueeze(1), centres.unsqueeze(0))[:, 0]
+        sizes = torch.bincount(at, minlength=count).unsqueeze(1)
+        sums = torch.zeros_like(centres).index_add_(0, at, x.float())
+        other = x[torch.randint(len(x), (count,), generator=generator).to(x.device)].float()
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), other)
     return centres
 
 
-def _spread(x: Tensor, count: int, w: Tensor, generator: torch.Generator | None) -> Tensor:
-    """k-means++: each next centre is drawn with probability proportional to its squared distance to those chosen."""
-    chosen = [int(torch.multinomial(w, 1, generator=generator))]
-    distance = (x - x[chosen[0]]).square().sum(-1)
-    for _ in range(count - 1):
-        odds = w * distance
-        odds = odds if float(odds.sum()) > 0 else w  # fewer different vectors than centres
-        chosen.append(int(torch.multinomial(odds, 1, generator=generator)))
-        distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(-1))
-    return x[chosen].clone()
+@dataclass(frozen=True)
+class Quantized:
+    """values (..., H, D) with the straight-through gradient, indices (..., H), and the commitment loss: the mean squared
+    distance from x to its code, whose gradient goes to x alone. With codes learned by gradient, `codebook` is the same
+    distance with its gradient to the codes alone; else it is 0."""
 
-
-class Quantized(NamedTuple):
-    """vectors: the codes in place of the inputs, (..., D), with the gradient passed straight through; indices: (...);
-    loss: what the layer itself wants minimized, a scalar."""
-
-    vectors: Tensor
+    values: Tensor
     indices: Tensor
-    loss: Tensor
+    commitment: Tensor
+    codebook: Tensor
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of `count` vectors of width `width` between an encoder and a decoder.
+    """Codebooks that are learned by moving averages (the default) or by gradient.
 
-    e = codes[argmin_k |z - c_k|];  forward value e, gradient to z as if e were z (straight-through)
-    loss = |sg(e) - z|^2 commitment + (0 with `decay`, |e - sg(z)|^2 without), mean over vectors and features
+        N_i <- g N_i + (1 - g) n_i      m_i <- g m_i + (1 - g) sum of the vectors nearest to i      code_i = m_i / N_i
 
-    decay: the codes are exponential moving averages of the vectors they stand for, N_k <- decay N_k + (1 - decay) n_k and m_k
-    likewise for sums, c_k = m_k / N_k, updated in each training forward; None: the codes learn by gradient. revive: with
-    `decay`, a code whose average count is below it moves to a random vector of the batch. Inputs (..., width).
-    Source: van den Oord et al., "Neural Discrete Representation Learning", 2017, eq. 3 and appendix A.1; defaults are theirs.
-    Deviation: mean over features, not sum. Raises UsageError for sizes that cannot be.
+    size: codes per codebook M. width: D. heads: codebooks H. decay: g; None: codes are parameters and learn from
+    `Quantized.codebook`. least_use: a code whose moving count N_i falls below it is replaced by a random vector of the
+    batch; 0 replaces none. Codes move in train mode only; `frozen` stops them for good. The first batch in train mode sets
+    the codes: k-means where it has at least M vectors, else they stay as drawn.
+
+    Source: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning", 2017, eq. 1 to 3 and appendix A.1.
+    Deviations: no Laplace smoothing of the counts; a code that nothing uses keeps its place until it is replaced.
     """
 
     def __init__(
-        self, count: int, width: int, commitment: float = 0.25, decay: float | None = 0.99, revive: float = 0.0
+        self,
+        size: int,
+        width: int,
+        heads: int = 1,
+        decay: float | None = 0.99,
+        least_use: float = 0.0,
+        initial: str = "kmeans",
     ):
         super().__init__()
-        for name, value, least in (("count", count, 2), ("width", width, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"VectorQuantizer: {name}={value!r} must be a whole number of at least {least}")
+        for name, value in (("size", size), ("width", width), ("heads", heads)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"VectorQuantizer: {name}={value!r} must be a whole number of at least 1")
         if decay is not None and not 0 <= decay < 1:
-            raise UsageError(f"VectorQuantizer: decay={decay!r} must lie in [0, 1), or be None")
-        if commitment < 0 or revive < 0:
-            raise UsageError(f"VectorQuantizer: commitment={commitment!r}, revive={revive!r} must be at least 0")
-        self.commitment, self.decay, self.revive = commitment, decay, revive
-        codes = torch.randn(count, width)
-        self.codes = nn.Parameter(codes, requires_grad=decay is None)
-        if decay is not None:
-            self.register_buffer("counts", torch.ones(count))
-            self.register_buffer("sums", codes.clone())
+            raise UsageError(
+                f"VectorQuantizer: decay={decay!r} must lie in [0, 1), or be None for codes learned by gradient"
+            )
+        if least_use < 0:
+            raise UsageError(f"VectorQuantizer: least_use={least_use!r} must be 0 or more")
+        if initial not in ("kmeans", "random"):
+            raise UsageError(f"VectorQuantizer: initial={initial!r} must be 'kmeans' or 'random'")
+        self.size, self.width, self.heads, self.decay, self.least_use = size, width, heads, decay, least_use
+        codes = torch.randn(heads, size, width) / math.sqrt(width)
+        if decay is None:
+            self.codes = nn.Parameter(codes)
+        else:
+            self.register_buffer("codes", codes)
+        self.register_buffer("counts", torch.ones(heads, size))
+        self.register_buffer("sums", codes.clone())
+        self.register_buffer("started", torch.tensor(initial == "random"))
+        self.register_buffer("frozen", torch.tensor(False))
 
     @property
-    def count(self) -> int:
-        """How many codes there are."""
-        return len(self.codes)
-
-    @torch.no_grad()
-    def set_codes(self, codes: Tensor) -> None:
-        """Take these codes (K, width) as the codebook; K may differ from before."""
-        if codes.dim() != 2 or codes.shape[1] != self.codes.shape[1] or len(codes) < 2:
-            raise UsageError(f"VectorQuantizer: codes {tuple(codes.shape)} must be (2 or more, {self.codes.shape[1]})")
-        codes = codes.detach().to(self.codes)
-        self.codes = nn.Parameter(codes.clone(), requires_grad=self.decay is None)
-        if self.decay is not None:
-            self.counts, self.sums = torch.ones_like(codes[:, 0]), codes.clone()
-
-    def fit(self, x: Tensor, generator: torch.Generator | None = None, iterations: int = 25) -> None:
-        """Start from the k-means centres of example vectors (..., width)."""
-        self.set_codes(kmeans(x.detach().reshape(-1, x.shape[-1]), self.count, generator, iterations))
+    def bits(self) -> float:
+        """Bits per input of H vectors, without entropy coding."""
+        return self.heads * math.log2(self.size)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Indices (...) of the nearest codes of x (..., width)."""
-        return nearest(x.reshape(-1, x.shape[-1]), self.codes).reshape(x.shape[:-1])
+        """(..., H, D) -> indices (..., H)."""
+        if x.dim() < 2 or x.shape[-2:] != (self.heads, self.width):
+            raise UsageError(f"VectorQuantizer: expected (..., {self.heads}, {self.width}), got {tuple(x.shape)}")
+        return nearest(x.reshape(-1, self.heads, self.width), self.codes).reshape(x.shape[:-1])
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The codes (..., width) of indices (...)."""
-        return F.embedding(indices, self.codes)
+        """Indices (..., H) -> (..., H, D)."""
+        return look_up(indices, self.codes)
 
     def forward(self, x: Tensor) -> Quantized:
-        indices = self.encode(x.detach())
-        chosen = self.decode(indices)
-        loss = self.commitment * (x - chosen.detach()).square().mean()
-        if self.decay is None:
-            loss = loss + (chosen - x.detach()).square().mean()
-        elif self.training:
-            self._follow(x.detach().reshape(-1, x.shape[-1]), indices.reshape(-1))
-        return Quantized(x + (chosen - x).detach(), indices, loss)
+        moving = self.training and not bool(self.frozen)
+        if moving and not bool(self.started):
+            self._start(x.detach().reshape(-1, self.heads, self.width))
+        indices = self.encode(x)
+        values = self.decode(indices).to(x.dtype)
+        commitment = F.mse_loss(x.float(), values.detach().float())
+        codebook = F.mse_loss(values.float(), x.detach().float()) if self.decay is None else commitment.new_zeros(())
+        result = Quantized(straight_through(x, values), indices, commitment, codebook)
+        if moving:
+            self._move(x.detach().reshape(-1, self.heads, self.width), indices.reshape(-1, self.heads))
+        return result
+
+    def freeze(self) -> VectorQuantizer:
+        """Stop the codes for good; returns self."""
+        self.frozen.fill_(True)
+        self.codes.requires_grad_(False)
+        return self
 
     @torch.no_grad()
-    def _follow(self, x: Tensor, indices: Tensor) -> None:
-        counts = torch.bincount(indices, minlength=self.count).to(x.dtype)
-        sums = torch.zeros_like(self.sums).index_add(0, indices, x)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        dead = (self.counts < self.revive).nonzero().squeeze(1)
-        if len(dead):
-            drawn = x[torch.randint(len(x), (len(dead),), device=x.device)]
-            self.counts[dead], self.sums[dead] = 1.0, drawn
-        self.codes.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+    def _start(self, x: Tensor) -> None:
+        if len(x) >= self.size:
+            self.codes.copy_(torch.stack([kmeans(x[:, head], self.size) for head in range(self.heads)]))
+        self.counts.fill_(max(1.0, len(x) / self.size))
+        self.sums.copy_(self.codes * self.counts.unsqueeze(-1))
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _move(self, x: Tensor, indices: Tensor) -> None:
+        flat = indices + self.size * torch.arange(self.heads, device=indices.device)
+        used = torch.bincount(flat.flatten(), minlength=self.heads * self.size).to(self.counts).view_as(self.counts)
+        sums = torch.zeros_like(self.sums).flatten(0, 1).index_add_(0, flat.flatten(), x.flatten(0, 1).to(self.sums))
+        decay = 0.99 if self.decay is None else self.decay
+        self.counts.mul_(decay).add_(used, alpha=1 - decay)
+        if self.decay is not None:
+            self.sums.mul_(decay).add_(sums.view_as(self.sums), alpha=1 - decay)
+            alive = (self.counts > 1e-6).unsqueeze(-1)
+            self.codes.copy_(torch.where(alive, self.sums / self.counts.clamp_min(1e-6).unsqueeze(-1), self.codes))
+        self._replace(x)
+
+    def _replace(self, x: Tensor) -> None:
+        dead = self.counts < self.least_use
+        if not bool(dead.any()):
+            return
+        for head in dead.any(1).nonzero().flatten().tolist():
+            at = dead[head].nonzero().flatten()
+            fresh = x[torch.randint(len(x), (len(at),), device=x.device), head].to(self.sums)
+            self.codes[head, at] = fresh
+            self.counts[head, at] = start = max(1.0, self.least_use)
+            self.sums[head, at] = fresh * start

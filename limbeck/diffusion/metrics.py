@@ -10,9 +10,7 @@ from torch import Tensor
 from limbeck.errors import UsageError
 
 
-def maximum_mean_discrepancy(
-    x: Tensor, y: Tensor, bandwidths: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0)
-) -> Tensor:
+def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0)) -> Tensor:
     """Squared maximum mean discrepancy with a mean of Gaussian kernels, unbiased (it may be slightly negative).
 
         k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
@@ -58,8 +59,6 @@ class Run:
 
     def generator(self, purpose: str):
         """A torch.Generator that depends on the seed and the purpose only."""
-        import torch
-
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
     def trained(
@@ -70,7 +69,7 @@ class Run:
         key: JSON values that decide the weights: the bed's digest, the architecture, the settings, the seed, and a `version`
         to raise when the code of `train` changes. Whatever it costs is not this arm's: use it for what all arms share.
         """
-        with restored_generators():
+        with restored_generators(), torch.enable_grad():
             seed_everything(int(key.get("seed", 0)))
             module = self.store.module(key, make, train)
         return module.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import inspect
 import json
@@ -18,6 +17,7 @@ from typing import Any
 from limbeck.errors import LimbeckError, UsageError, did_you_mean
 from limbeck.experiments.catalogue import paper_files
 from limbeck.experiments.paper import Paper
+from limbeck.experiments.sources import sources
 from limbeck.files import digest, write_json
 from limbeck.folders import store_folder
 
@@ -63,11 +63,12 @@ def _module(name: str) -> ModuleType:
 
 
 def fingerprint(name: str) -> str:
-    """Digest of the sources that decide a paper's numbers: its file, its beds' files, its beds' settings and data."""
+    """Digest of what decides a paper's numbers: the sources of its file, of its beds and of all they use; the beds' settings and data."""
     paper = load_paper(name)
-    modules = [_module(name), *(inspect.getmodule(type(bed)) for bed in paper.miniature.beds)]
-    sources = {module.__name__: hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in modules}
-    return digest({"sources": sources, "beds": [bed.describe() for bed in paper.miniature.beds]})
+    found = sources(_module(name))
+    for bed in paper.miniature.beds:
+        found |= sources(inspect.getmodule(type(bed)))
+    return digest({"sources": found, "beds": [bed.describe() for bed in paper.miniature.beds]})
 
 
 def results_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from limbeck.measure.base import Measurement
 from limbeck.measure.environment import environment
+from limbeck.measure.exposure import continuations, exposure, mean_exposure
 from limbeck.measure.flops import flops
 from limbeck.measure.latency import (
     Comparison,
@@ -23,16 +24,19 @@ __all__ = [
     "Measurement",
     "Quality",
     "assess",
+    "continuations",
     "cost_model",
     "cost_onnx",
     "count_parameters",
     "disk_bytes",
     "environment",
+    "exposure",
     "flops",
     "interleaved",
     "latency_onnx",
     "latency_torch",
     "layer_table",
+    "mean_exposure",
     "measure_latency",
     "measure_model",
     "measure_onnx",

@@ -1,8 +1,13 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.cnn import cnn
+from limbeck.models.convnet import convnet
+from limbeck.models.denoising_mlp import denoising_mlp
 from limbeck.models.encoder import encoder
+from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
 from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
+from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
@@ -10,13 +15,19 @@ from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_enco
 from limbeck.models.vit import vit
 
 __all__ = [
+    "cnn",
+    "convnet",
+    "denoising_mlp",
     "encoder",
     "gcn",
+    "encoder_decoder",
     "gpt",
+    "key_value_bottleneck",
     "load_pretrained",
     "load_sentence_encoder",
     "mixture_gpt",
     "node_perceptron",
+    "prefix_decoder",
     "resnet",
     "sentence_encoder",
     "student_encoder",

@@ -1,6 +1,7 @@
 """A multilayer perceptron that denoises: small data, any shape.
 
-    h = W x + b;   per block: h = h + W2 silu(norm(h) (1 + scale(c)) + shift(c));   out = W norm(h),   c = silu(time features + class embedding)
+    h = W x + b;   per block: h = h + W2 silu(W1 (norm(h) (1 + scale(c)) + shift(c)));   out = W norm(h)
+    c = silu(time features + class embedding), at most 64 numbers
 
 The last linear of each block and of the network start at 0, so that an untrained network answers 0.
 """
@@ -19,12 +20,12 @@ from limbeck.errors import UsageError
 
 
 class Block(nn.Module):
-    """A residual block modulated by the condition. (B, width), (B, width) -> (B, width)"""
+    """A residual block modulated by the condition. (B, width), (B, narrow) -> (B, width)"""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, narrow: int):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(narrow, 2 * width)
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width)
         nn.init.zeros_(self.outer.weight)
@@ -44,14 +45,15 @@ class DenoisingMLP(nn.Module):
         size = math.prod(shape)
         self.steps, self.classes = steps, classes
         self.inlet = nn.Linear(size, width)
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width)  # the last row: unconditional
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        narrow = min(width, 64)
+        self.time = nn.Sequential(nn.Linear(narrow, narrow), nn.SiLU(), nn.Linear(narrow, narrow))
+        self.label = nn.Embedding(classes + 1, narrow)  # the last row: unconditional
+        self.blocks = nn.ModuleList(Block(width, narrow) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.outlet = nn.Linear(width, size)
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
-        self.register_buffer("frequencies", torch.logspace(0, 3, width // 2), persistent=False)
+        self.register_buffer("frequencies", torch.logspace(0, 2, narrow // 2), persistent=False)
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor | None = None) -> Tensor:
         angle = (timestep.float() / self.steps)[:, None] * self.frequencies
@@ -72,11 +74,18 @@ def denoising_mlp(
 
     Raises UsageError for a size that is not positive or a width that is odd.
     """
-    for name, value, least in (("width", width, 2), ("blocks", blocks, 1), ("classes", classes, 0), ("steps", steps, 2)):
+    for name, value, least in (
+        ("width", width, 2),
+        ("blocks", blocks, 1),
+        ("classes", classes, 0),
+        ("steps", steps, 2),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"denoising_mlp: {name}={value!r} must be a whole number of at least {least}")
     if width % 2:
-        raise UsageError(f"denoising_mlp: width={width} must be even: half of the time features are sines, half cosines")
+        raise UsageError(
+            f"denoising_mlp: width={width} must be even: half of the time features are sines, half cosines"
+        )
     shape = tuple(shape)
     if not shape or min(shape) < 1:
         raise UsageError(f"denoising_mlp: shape={shape!r} must be one or more positive sizes")

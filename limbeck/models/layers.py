@@ -10,34 +10,83 @@ can capture the attention maps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def rotate(x: Tensor, start: int = 0, base: float = 10000.0) -> Tensor:
+    """Rotary position embedding: turn each pair (x_i, x_{i + d/2}) of the token at position p by p base^(-2i/d).
+
+    Shapes: x (..., L, d) with d even, of the tokens at positions start ... start + L - 1; the same shape. The product of a
+    query and a key then depends on their distance only. Source: Su et al., "RoFormer", 2021, eq. 34; the pairs are halves
+    of the vector, not neighbours, as in GPT-NeoX: the same up to the order of the features.
+    """
+    half = x.shape[-1] // 2
+    place = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
+    rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = place[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+class SoftmaxOne(nn.Module):
+    """exp(x_i) / (1 + sum_j exp(x_j)) over the last axis: a softmax that may attend to nothing.
+
+    The usual softmax with one more score, fixed at 0, whose share is dropped. Source: Miller, "Attention Is Off By One", 2023.
+    """
+
+    def forward(self, scores: Tensor) -> Tensor:
+        nothing = torch.zeros_like(scores[..., :1])
+        return torch.cat([scores, nothing], -1).softmax(-1)[..., :-1]
+
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d) + mask) V over heads of width d, then a projection.  (B, L, width) -> (B, L, width)
 
-    mask: boolean, broadcastable to (B, heads, L, L), true where attention is allowed. A row that allows nothing attends
-    evenly. Scores are computed in float32.
+    mask: broadcastable to (B, heads, L, keys): boolean, true where attention is allowed, or numbers that are added to the
+    scores. A row that allows nothing attends evenly. Scores are computed in float32. memory: keys and values to read in place of
+    the input's own, from `self.memory(source)`: cross-attention. rotary: turn queries and keys by their positions, see `rotate`.
+    cache: (key, value) of these tokens -> those of all tokens so far, each (B, heads, tokens, d), keys not yet turned.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, rotary: bool = False):
         super().__init__()
         self.head_width = width // heads
+        self.rotary = rotary
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.weights = nn.Softmax(-1)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        query, key, value = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+    def memory(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source (B, L, width): (B, heads, L, d) each."""
+        return self._heads(self.key(source)), self._heads(self.value(source))
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        query = self._heads(self.query(x))
+        key, value = self.memory(x) if memory is None else memory
+        if cache is not None:
+            key, value = cache(key, value)
+        if self.rotary:
+            query, key = rotate(query, key.shape[-2] - query.shape[-2]), rotate(key)
         scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(self.head_width)
         if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+            allowed = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min) if allowed else scores + mask
         mixed = self.weights(scores).to(value.dtype) @ value
         return self.output(mixed.transpose(1, 2).flatten(2))
 
@@ -61,16 +110,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer layer.  (B, L, width) -> (B, L, width)"""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, rotary: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, rotary)
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 

@@ -223,6 +223,9 @@ def student_encoder(
     heads: int | None = None,
     feed_forward: int | None = None,
     train_words: bool = False,
+    word_states: int | None = None,
+    word_texts: Sequence[str] | str | None = None,
+    word_passages: int = 20000,
 ) -> nn.Module:
     """A shallower BERT sentence encoder that starts from some layers of a trained one: its place to begin distillation.
 
@@ -231,7 +234,10 @@ def student_encoder(
     its parts. feed_forward: the neurons of largest |w_in| |w_out| that are kept. pooling "cls": the last layer starts out as the mean
     of its inputs, as the teacher's pooling is, whichever layer it is made from; training then weighs tokens and adds to
     the mean. train_words: whether word embeddings are trained too; frozen, rare words stay where the teacher has them, and steps
-    are faster. Raises UsageError for another kind of model or settings that do not fit.
+    are faster. word_states: a layer of the teacher; each word starts as the mean of its hidden states after that layer, so that
+    `layers` can be the ones that follow it and the student starts out close to its teacher (see `limbeck.models.word_table`).
+    The states are met in `word_passages` train passages of the collections `word_texts` (None: the `texts` of the task
+    Retrieval). Raises UsageError for another kind of model or settings that do not fit.
     """
     teacher = load_sentence_encoder(folder)
     if teacher.config.model_type != "bert":
@@ -278,10 +284,28 @@ def student_encoder(
         made.output.dense.weight.copy_(second.weight[:, kept])
         made.output.dense.bias.copy_(second.bias)
         made.output.LayerNorm.load_state_dict(source.output.LayerNorm.state_dict())
+    if word_states is not None:
+        _start_from_states(model, teacher, folder, word_states, word_texts, word_passages)
     if pooling == "cls":
         _start_as_mean(model.transformer.encoder.layer[-1])
     model.transformer.embeddings.word_embeddings.weight.requires_grad_(train_words)
     return model
+
+
+def _start_from_states(
+    model: nn.Module, teacher: nn.Module, folder: Path | str, layer: int, texts: Sequence[str] | str | None, count: int
+) -> None:
+    from limbeck.datasets.passages import SOURCES
+    from limbeck.models.word_table import install_table, table_of
+
+    last = teacher.config.num_hidden_layers - 1
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+        raise UsageError(f"word_states must be a layer from 0 to {last}, not {layer!r}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UsageError(f"word_passages must be a whole number of at least 1, not {count!r}")
+    texts = tuple(SOURCES) if texts is None else (texts,) if isinstance(texts, str) else tuple(texts)
+    norm = teacher.transformer.encoder.layer[layer].output.LayerNorm
+    install_table(model.transformer.embeddings, table_of(folder, layer, texts, count), norm)
 
 
 def _start_as_mean(layer: nn.Module) -> None:

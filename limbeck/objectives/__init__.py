@@ -1,20 +1,59 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.contrastive import MutualInformation
+from limbeck.objectives.distributions import (
+    AdaptiveKL,
+    CorrelationTargets,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    StandardizedTargets,
+    SymmetricKL,
+    TotalVariation,
+    TransformedTargets,
+    WeightedSoftTargets,
+)
 from limbeck.objectives.features import EmbeddingDistance, Hint
-from limbeck.objectives.relations import SimilarityDistillation
+from limbeck.objectives.large_vocabulary import LargeVocabulary
+from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.partitions import DecoupledKD, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.privacy import ShieldedTargets
+from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
-from limbeck.objectives.targets import CrossEntropy, MeanSquaredError, SoftTargets
+from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
+    "AdaptiveKL",
+    "BalancedDivergence",
+    "CorrelationTargets",
     "CrossEntropy",
+    "DecoupledKD",
     "EmbeddingDistance",
+    "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "JensenShannon",
+    "LargeVocabulary",
     "Loss",
+    "MatrixOrientation",
     "MeanSquaredError",
+    "MixedTargets",
+    "MutualInformation",
+    "NormalizedKD",
     "Objective",
+    "ReverseKL",
+    "ShieldedTargets",
     "SimilarityDistillation",
+    "SkewKL",
     "SoftTargets",
+    "StandardizedTargets",
     "Sum",
+    "SymmetricKL",
+    "TokenRelations",
+    "TotalVariation",
+    "TransformedTargets",
+    "UniversalSelfKD",
+    "WeightedSoftTargets",
 ]

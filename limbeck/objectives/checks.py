@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from limbeck.errors import UsageError, did_you_mean
-from limbeck.objectives.base import Objective
+from limbeck.objectives.base import Batch, Objective
+from limbeck.objectives.positions import IGNORED
 
 
 def require_positive(owner: Objective, name: str, value: float) -> None:
@@ -22,13 +23,46 @@ def require_choice(owner: Objective, name: str, value: str, allowed: tuple[str, 
         raise UsageError(f"{owner.name}: {name}={value!r} is unknown. {did_you_mean(value, allowed)}")
 
 
-def require_classes(objective: Objective, logits: Tensor) -> None:
-    """Refuse outputs without at least two classes in the last axis."""
-    if logits.dim() < 2 or logits.shape[-1] < 2:
+def require_classes(objective: Objective, logits: Tensor, least: int = 2) -> None:
+    """Refuse outputs without at least `least` classes in the last axis."""
+    if logits.dim() < 2 or logits.shape[-1] < least:
         raise UsageError(
             f"{objective.name}: logits of shape {tuple(logits.shape)}; they must be (batch, classes) or (batch, length, "
-            "classes) with at least two classes"
+            f"classes) with at least {'two' if least == 2 else 'three'} classes"
         )
+
+
+def require_labels(objective: Objective, batch: Batch, logits: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """The labels of logits (..., C), checked: whole numbers (...), 0 where a position is ignored, or probabilities (..., C).
+
+    Raises UsageError for labels that are missing, would broadcast or are no class of the student.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        raise UsageError(f"{objective.name} needs batch['labels']; the batch has {sorted(batch)}")
+    soft = labels.is_floating_point()
+    if labels.shape != (logits.shape if soft else logits.shape[:-1]):
+        raise UsageError(
+            f"{objective.name}: labels of shape {tuple(labels.shape)} ({labels.dtype}) do not fit logits of shape "
+            f"{tuple(logits.shape)}: they must be class indices {tuple(logits.shape[:-1])} or probabilities "
+            f"{tuple(logits.shape)}"
+        )
+    if soft:
+        return labels
+    labels, classes = labels.long().masked_fill(labels == ignore_index, 0), logits.shape[-1]
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise UsageError(
+            f"{objective.name}: label {wrong} is no class of a student with {classes} classes (0 to {classes - 1}, or "
+            f"{ignore_index} to ignore a position)"
+        )
+    return labels
+
+
+def true_classes(objective: Objective, batch: Batch, logits: Tensor) -> Tensor:
+    """The true class of each position (...): of labels that are probabilities, as mixup makes them, the likeliest one."""
+    labels = require_labels(objective, batch, logits)
+    return labels.argmax(dim=-1) if labels.is_floating_point() else labels
 
 
 def require_signal(objective: Objective, name: str, value: str) -> None:

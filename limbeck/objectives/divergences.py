@@ -32,6 +32,11 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * (log_p.clamp(min=least) - log_q.clamp(min=least))).sum(dim=-1)
 
 
+def entropy(log_p: Tensor) -> Tensor:
+    """H(p) = -sum_i p_i log p_i of log-probabilities (..., C); returns (...). A class with p_i = 0 contributes 0."""
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
+
+
 def cross_entropy(log_q: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """-(1 - s) sum_i p_i log q_i - s / C sum_i log q_i of log-probabilities (..., C); returns (...).
 
@@ -57,6 +62,11 @@ def mean_absolute_error(x: Tensor, y: Tensor) -> Tensor:
 def half_squared_norm(x: Tensor, y: Tensor) -> Tensor:
     """1/2 sum_i (x_i - y_i)^2 over the last axis of (..., D); returns (...)."""
     return 0.5 * (precise(x) - precise(y)).square().sum(dim=-1)
+
+
+def norm(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|_2 over the last axis of (..., D), with gradient 0 where both are equal; returns (...)."""
+    return torch.linalg.vector_norm(precise(x) - precise(y), dim=-1)
 
 
 def normalized(x: Tensor) -> Tensor:

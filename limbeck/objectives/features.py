@@ -18,6 +18,7 @@ DISTANCES = {
     "l1": divergences.mean_absolute_error,
     "cosine": divergences.cosine_distance,
     "half_squared_norm": divergences.half_squared_norm,
+    "norm": divergences.norm,
 }
 
 
@@ -72,7 +73,8 @@ class Hint(_Projected):
     L = mean over positions of distance(r(h_s), h_t),   r: identity, a linear layer or a 1x1 convolution
 
     student, teacher: module paths; one name serves both. loss: "mse" (mean over the width), "l1", "cosine", or
-    "half_squared_norm" (1/2 |.|^2 of an example's whole map or vector, or of a token). projector: see
+    "half_squared_norm" (1/2 |.|^2 of an example's whole map or vector, or of a token), or "norm" (|.| of a token, a vector or a
+    place of a map). projector: see
     `limbeck.objectives.connectors.projector`. resizing of maps of two sizes: "pool" or "interpolate".
 
     Shapes: vectors (B, D), sequences (B, L, D) or maps (B, C, H, W), also in pairs of two layouts. A position is an

@@ -29,10 +29,13 @@ def weights(
 
     The product of `attention_mask` (of tokens (B, L), and of pairs of tokens (B, L, L) such as attention maps, where both
     must be attended), of `labels != ignore_index` where they are whole numbers of this shape and `labels` is true, and of
-    `sample_weight` (B,). Raises UsageError for a mask or a weight that does not fit.
+    `sample_weight` (B,). In a batch with `decoder_input_ids`, positions of that shape are masked by `decoder_attention_mask`. Raises UsageError for a mask or a weight that does not fit.
     """
     shape, found = tuple(shape), None
     mask, target, weight = (batch.get(name) for name in ("attention_mask", "labels", "sample_weight"))
+    decoder = batch.get("decoder_input_ids")
+    if decoder is not None and tuple(decoder.shape) == shape:
+        mask = batch.get("decoder_attention_mask")
     if mask is not None and len(shape) == 2:
         if tuple(mask.shape) != shape:
             raise UsageError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
-from limbeck.objectives.checks import require_choice, require_classes, require_positive
+from limbeck.objectives.checks import require_choice, require_classes, require_labels, require_positive
 from limbeck.signals import LOGITS, Reads, Signals
 
 
@@ -40,33 +40,12 @@ class CrossEntropy(Objective):
         return Reads(student=frozenset({LOGITS}))
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        logits, labels = student.logits, batch.get("labels")
+        logits = student.logits
         require_classes(self, logits)
-        if labels is None:
-            raise UsageError(f"CrossEntropy needs batch['labels']; the batch has {sorted(batch)}")
-        soft = labels.is_floating_point()
-        expected = tuple(logits.shape if soft else logits.shape[:-1])
-        if tuple(labels.shape) != expected:
-            raise UsageError(
-                f"CrossEntropy: labels of shape {tuple(labels.shape)} ({labels.dtype}) do not fit logits of shape "
-                f"{tuple(logits.shape)}: they must be class indices {tuple(logits.shape[:-1])} or probabilities "
-                f"{tuple(logits.shape)}"
-            )
+        labels = require_labels(self, batch, logits, self.ignore_index)
         weights = positions.weights(batch, logits.shape[:-1], ignore_index=self.ignore_index)
-        if not soft:
-            ignored = labels == self.ignore_index
-            labels = labels.long().masked_fill(ignored, 0)
-            if (
-                labels.device.type == "cpu"
-                and labels.numel()
-                and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]
-            ):
-                wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-                raise UsageError(
-                    f"CrossEntropy: label {wrong} is no class of a student with {logits.shape[-1]} classes "
-                    f"(0 to {logits.shape[-1] - 1}, or {self.ignore_index} to ignore a position)"
-                )
         log_q = divergences.log_probabilities(positions.blank(logits, weights))
+        soft = labels.is_floating_point()
         target = positions.blank(labels.to(log_q.dtype), weights) if soft else labels
         return positions.mean(divergences.cross_entropy(log_q, target, self.label_smoothing), weights)
 
@@ -76,19 +55,24 @@ class TeacherTargets(Objective):
     """Base of objectives that compare the student's primary output with the teacher's, position by position.
 
     classes: the teacher's class for each of the student's classes, for a student that knows only some of them; None
-    when both have the same classes. positions: "labelled" counts what is neither padding nor labelled -100; "all" counts
-    unlabelled examples and tokens too (padding never counts).
+    when both have the same classes. student_classes: the student's class for each of the teacher's classes, for a student
+    that has learned more of them; only these logits of the student are compared.
+    positions: "labelled" counts what is neither padding nor labelled -100; "all" counts unlabelled examples and tokens too
+    (padding never counts).
     """
 
     classes: tuple[int, ...] | None = None
     positions: str = "labelled"
+    student_classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require_choice(self, "positions", self.positions, ("labelled", "all"))
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
-            if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2 or min(self.classes) < 0:
-                raise UsageError(f"{self.name}: classes must be two or more different class indices of the teacher")
+        for field, whose in (("classes", "teacher"), ("student_classes", "student")):
+            chosen = getattr(self, field)
+            if chosen is not None:
+                object.__setattr__(self, field, tuple(chosen))
+                if len(set(chosen)) != len(chosen) or len(chosen) < 2 or min(chosen) < 0:
+                    raise UsageError(f"{self.name}: {field} must be two or more different class indices of the {whose}")
 
     @property
     def reads(self) -> Reads:
@@ -99,23 +83,36 @@ class TeacherTargets(Objective):
         raise NotImplementedError
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target = student.logits, teacher.logits.detach()
-        if self.classes is not None:
-            if max(self.classes) >= target.shape[-1]:
-                raise UsageError(f"{self.name}: classes names {max(self.classes)}; the teacher has {target.shape[-1]}")
-            target = target[..., torch.tensor(self.classes, device=target.device)]
+        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
+        return positions.mean(self.compare(own, target), weights)
+
+    def aligned(self, own: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Both logits (..., C) in the classes they share, blank where a position does not count, and the weights (...).
+
+        Raises UsageError for shapes that do not fit.
+        """
+        target = self._chosen("classes", target, "teacher")
+        own = self._chosen("student_classes", own, "student")
         if own.shape != target.shape:
             raise UsageError(self._mismatch(own, target))
         require_classes(self, own)
         weights = positions.weights(batch, own.shape[:-1], labels=self.positions == "labelled")
-        loss = self.compare(positions.blank(own, weights), positions.blank(target, weights))
-        return positions.mean(loss, weights)
+        return positions.blank(own, weights), positions.blank(target, weights), weights
+
+    def _chosen(self, field: str, logits: Tensor, whose: str) -> Tensor:
+        chosen = getattr(self, field)
+        if chosen is None:
+            return logits
+        if max(chosen) >= logits.shape[-1]:
+            raise UsageError(f"{self.name}: {field} names {max(chosen)}; the {whose} has {logits.shape[-1]}")
+        return logits[..., torch.tensor(chosen, device=logits.device)]
 
     def _mismatch(self, own: Tensor, target: Tensor) -> str:
         if own.shape[:-1] == target.shape[:-1]:
             return (
                 f"{self.name}: the student has {own.shape[-1]} classes and the teacher {target.shape[-1]}. Give both the "
-                "same classes, or name the teacher's class for each of the student's: classes=(...)"
+                "same classes, or name the teacher's class for each of the student's: classes=(...), or the student's for each "
+                "of the teacher's: student_classes=(...)"
             )
         return (
             f"{self.name}: the student's output has the shape {tuple(own.shape)} and the teacher's "
@@ -144,6 +141,103 @@ class SoftTargets(TeacherTargets):
         log_p = divergences.log_probabilities(teacher, self.temperature)
         log_q = divergences.log_probabilities(student, self.temperature)
         return self.temperature**2 * divergences.kl_divergence(log_p, log_q)
+
+
+@dataclass(frozen=True)
+class BalancedDivergence(TeacherTargets):
+    """Forward and reverse KL together; which of them weighs more is decided example by example, by who is surer.
+
+    L = T^2 mean over positions of f KL(t || s) + r KL(s || t),   t, s = softmax(z / T)
+    f = forward * (delta where H(s) < H(t), else 1),   r = reverse * (delta where H(s) > H(t), else 1)
+
+    Forward KL makes the student cover all that the teacher holds possible, reverse KL makes it settle on the teacher's peak. So a
+    student that is surer than its teacher is told to spread, a less sure one to decide: confidence moves to the teacher's. H:
+    entropy at temperature T; the weights carry no gradient. delta 1 is a fixed mixture; forward 0 or reverse 0 leaves one side.
+
+    overconfident: the side that delta raises where the student is surer, "forward" or "reverse"; the other is raised elsewhere.
+    Shapes: logits (B, C) or (B, L, C).
+    Source: Amara et al., "BD-KD: Balancing the Divergences for Online Knowledge Distillation", 2022. No public source that could
+    be read says which side delta raises: the default follows from the stated aim, calibrated confidence; the field is the other.
+    """
+
+    forward: float = 1.0
+    reverse: float = 1.0
+    delta: float = 2.0
+    temperature: float = 4.0
+    overconfident: str = "forward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "delta", self.delta)
+        require_positive(self, "temperature", self.temperature)
+        require_choice(self, "overconfident", self.overconfident, ("forward", "reverse"))
+        for name in ("forward", "reverse"):
+            if getattr(self, name) != 0:
+                require_positive(self, name, getattr(self, name))
+        if self.forward == self.reverse == 0:
+            raise UsageError("BalancedDivergence: forward and reverse are both 0: there is nothing to minimize")
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        log_p = divergences.log_probabilities(teacher, self.temperature)
+        log_q = divergences.log_probabilities(student, self.temperature)
+        gap = divergences.entropy(log_p) - divergences.entropy(log_q.detach())  # above 0: the student is surer
+        surer = gap if self.overconfident == "forward" else -gap
+        total = torch.zeros_like(gap)
+        for weight, raised, side in (
+            (self.forward, surer > 0, (log_p, log_q)),
+            (self.reverse, surer < 0, (log_q, log_p)),
+        ):
+            if weight:
+                total = total + weight * torch.where(raised, self.delta, 1.0) * divergences.kl_divergence(*side)
+        return self.temperature**2 * total
+
+
+@dataclass(frozen=True)
+class MixedTargets(TeacherTargets):
+    """Cross-entropy with a mixture of the label and the teacher's distribution, whose share may grow with the epochs.
+
+    L = mean over positions of -sum_i ((1 - a) y_i + a t_i) log s_i,   a = share min(1, (epoch + 1) / epochs)
+
+    t, s: softmax of teacher and student; y: the label, one-hot or probabilities. epochs: over how many the share grows in
+    equal parts; None: it is constant. It takes the place of the cross-entropy and needs no weight.
+
+    Shapes: logits (B, C) or (B, L, C), labels (B,) or (B, L) or of the logits' shape; `batch["epoch"]` where epochs is given.
+    Source: Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021, eq. 3 and 8, whose share
+    is 0.8 and whose teacher is the student's past (`limbeck.teachers.PastPredictions`). Deviation: none.
+    """
+
+    share: float = 0.8
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "share", self.share)
+        if self.share > 1:
+            raise UsageError(f"MixedTargets: share={self.share!r} must be at most 1")
+        if self.epochs is not None:
+            require_positive(self, "epochs", self.epochs)
+        if self.positions != "labelled":
+            raise UsageError(f"MixedTargets: positions={self.positions!r}: it needs labels: 'labelled'")
+
+    def share_at(self, batch: Batch) -> float:
+        """The teacher's share for this batch. Raises UsageError for a growing share without batch["epoch"]."""
+        if self.epochs is None:
+            return self.share
+        if batch.get("epoch") is None:
+            raise UsageError(
+                f"MixedTargets(epochs={self.epochs!r}) needs batch['epoch']; the batch has {sorted(batch)}"
+            )
+        return self.share * min(1.0, (int(batch["epoch"]) + 1) / self.epochs)
+
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
+        labels, share = require_labels(self, batch, own), self.share_at(batch)
+        log_q = divergences.log_probabilities(own)
+        if labels.is_floating_point():
+            labels = positions.blank(labels.to(log_q.dtype), weights)
+        hard = divergences.cross_entropy(log_q, labels)
+        soft = divergences.cross_entropy(log_q, divergences.log_probabilities(target).exp())
+        return positions.mean((1 - share) * hard + share * soft, weights)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
+from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
+from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
@@ -8,6 +10,8 @@ from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
 
 __all__ = [
+    "BucketQuantizer",
+    "Bucketed",
     "FoldBatchNorm",
     "IntegerGrid",
     "Packed",
@@ -20,6 +24,9 @@ __all__ = [
     "Quantizer",
     "finish_qat",
     "kernel_table",
+    "on_buckets",
     "plain_kernels",
     "prepare_qat",
+    "store",
+    "stored_bytes",
 ]

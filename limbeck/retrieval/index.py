@@ -57,8 +57,8 @@ class QuantizedIndex(nn.Module):
         for name, value in (("lists", lists), ("parts", parts), ("codes", codes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < (2 if name == "codes" else 1):
                 raise UsageError(f"QuantizedIndex: {name}={value!r} is too small or no whole number")
-        centroids = kmeans(documents, lists, generator, iterations)
-        members = nearest(documents, centroids)
+        centroids = kmeans(documents, lists, iterations, generator)
+        members = nearest(documents.unsqueeze(1), centroids.unsqueeze(0))[:, 0]
         residual = documents - centroids[members]
         if rounds:
             rotation, codebooks = product.fit_rotation(residual, parts, codes, generator, rounds, iterations)

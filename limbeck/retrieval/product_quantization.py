@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.codecs.vector_quantization import kmeans, nearest
+from limbeck.codecs.vector_quantization import kmeans, look_up, nearest
 from limbeck.errors import UsageError
 
 
@@ -26,17 +26,17 @@ def fit_codebooks(
 
     Source: Jégou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", 2011.
     """
-    return torch.stack([kmeans(part, count, generator, iterations) for part in cut(x, parts)])
+    return torch.stack([kmeans(part, count, iterations, generator) for part in cut(x, parts)])
 
 
 def encode(x: Tensor, codebooks: Tensor) -> Tensor:
     """Codes (N, P) of vectors (N, D)."""
-    return torch.stack([nearest(part, codes) for part, codes in zip(cut(x, len(codebooks)), codebooks)], 1)
+    return nearest(cut(x, len(codebooks)).transpose(0, 1), codebooks)
 
 
 def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     """Vectors (N, D) of codes (N, P)."""
-    return torch.cat([book[codes[:, part]] for part, book in enumerate(codebooks)], 1)
+    return look_up(codes, codebooks).flatten(1)
 
 
 def straight_through(x: Tensor, codebooks: Tensor) -> Tensor:

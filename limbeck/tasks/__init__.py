@@ -5,7 +5,9 @@ from limbeck.tasks.custom import CustomTask
 from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
+from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.retrieval import Retrieval
+from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.tasks.text import TextClassification
 
 __all__ = [
@@ -13,8 +15,10 @@ __all__ = [
     "GraphClassification",
     "ImageClassification",
     "LanguageModelling",
+    "MaskedLanguageModelling",
     "NodeClassification",
     "Retrieval",
+    "SequenceToSequence",
     "Task",
     "TextClassification",
 ]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from limbeck.datasets.collections import Collection, load_collection
 from limbeck.datasets.passages import SOURCES, documents, passages
 from limbeck.datasets.tokenize import load_tokenizer, padding_token
+from limbeck.datasets.words import checked_shares, ordinary_tokens, replace_words
 from limbeck.errors import DataError, UsageError
 from limbeck.files import digest
 from limbeck.models.sentence_encoder import resolve_folder
@@ -65,6 +66,9 @@ class Retrieval(Task):
     validation: the collection of the validation split, {dataset, config}; passages of the validation splits of `texts` are
         added to its documents as distractors.
     length: tokens per text at most.
+    replace_words: the augmentation. A train passage draws one of these shares, each epoch anew, and that share of its tokens is replaced
+        by ones drawn uniformly from the vocabulary: [0, 0.15, 0.3, 0.6] leaves a quarter of the passages as they are.
+        So the student meets words that the texts hardly hold; see `limbeck.datasets.words`. Empty: no augmentation.
 
     Train batches: input_ids and attention_mask int64 (B, L), index. Padding is saved: the train split is sorted by length, and with a
     seed, texts of similar length go together. Batches of validation and test hold the queries, then the documents. There are no labels: distil with an
@@ -83,6 +87,7 @@ class Retrieval(Task):
         texts: Sequence[str] = tuple(SOURCES),
         validation: Mapping[str, str] | str | None = None,
         length: int = 256,
+        replace_words: Sequence[float] = (),
     ):
         if isinstance(length, bool) or not isinstance(length, int) or length < 3:
             raise UsageError(f"length must be a whole number of at least 3 tokens, not {length!r}")
@@ -103,21 +108,35 @@ class Retrieval(Task):
             "validation": load_collection(validation["dataset"], validation.get("config")).with_distractors(held),
             "test": load_collection(dataset),
         }
-        self._prepare(load_tokenizer(str(resolve_folder(tokenizer))), train, collections)
+        self._prepare(load_tokenizer(str(resolve_folder(tokenizer))), train, collections, replace_words)
 
     @classmethod
-    def of(cls, tokenizer: Any, train: Sequence[str], validation: Collection, test: Collection, length: int = 256):
+    def of(
+        cls,
+        tokenizer: Any,
+        train: Sequence[str],
+        validation: Collection,
+        test: Collection,
+        length: int = 256,
+        replace_words: Sequence[float] = (),
+    ):
         """A task from one's own texts and collections, and a transformers tokenizer."""
         task = cls.__new__(cls)
         task.dataset, task.length = test.name, length
-        task._prepare(tokenizer, list(train), {"validation": validation, "test": test})
+        task._prepare(tokenizer, list(train), {"validation": validation, "test": test}, replace_words)
         return task
 
-    def _prepare(self, tokenizer: Any, train: list[str], collections: dict[str, Collection]) -> None:
+    def _prepare(
+        self, tokenizer: Any, train: list[str], collections: dict[str, Collection], shares: Sequence[float]
+    ) -> None:
         if not train:
             raise DataError(f"task {self.name!r} has no texts to train on")
         self.tokenizer, self.padding = tokenizer, padding_token(tokenizer)
         self.collections = collections
+        self.shares = torch.tensor(checked_shares(shares), dtype=torch.float64)
+        self.ordinary = ordinary_tokens(tokenizer)
+        if len(self.shares):
+            self.augmentation = f"replace words {self.shares.tolist()}"
         self._rows = {"train": _by_length(*self._encode(train))}
         for split, found in collections.items():
             self._rows[split] = self._encode([*found.queries, *found.documents])
@@ -145,6 +164,9 @@ class Retrieval(Task):
         mask = torch.zeros_like(ids)
         for at, row in enumerate(rows):
             ids[at, : len(row)], mask[at, : len(row)] = row, 1
+        if augment is not None:
+            shares = self.shares[torch.randint(len(self.shares), (len(rows),), generator=augment)]
+            ids = replace_words(ids, self.ordinary, shares, augment)
         return {"input_ids": ids, "attention_mask": mask}
 
     def _iterate(self, split, batch_size, seed, epoch, augment, limit, skip) -> Iterator[dict[str, Tensor]]:
@@ -153,7 +175,11 @@ class Retrieval(Task):
             order = self._bucketed(order, self.lengths(split), batch_size, generator(seed, epoch, "order"))
         for number in range(skip, -(-len(order) // batch_size)):
             index = order[number * batch_size : (number + 1) * batch_size]
-            yield {**self._examples(split, index, None), "index": index}
+            if augment and len(self.shares):
+                draws = generator(seed, epoch, "augment", number)
+                yield {**self._examples(split, index, draws), "index": index, "epoch": epoch}
+            else:
+                yield {**self._examples(split, index, None), "index": index}
 
     @staticmethod
     def _bucketed(order: Tensor, lengths: Tensor, batch_size: int, draws: torch.Generator) -> Tensor:

@@ -5,5 +5,15 @@ from limbeck.teachers.base import Teacher
 from limbeck.teachers.cached import CachedTeacher, build_cache
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
+from limbeck.teachers.past import EpochSnapshot, PastPredictions
 
-__all__ = ["AveragedTeacher", "CachedTeacher", "EnsembleTeacher", "FrozenTeacher", "Teacher", "build_cache"]
+__all__ = [
+    "AveragedTeacher",
+    "CachedTeacher",
+    "EnsembleTeacher",
+    "EpochSnapshot",
+    "FrozenTeacher",
+    "PastPredictions",
+    "Teacher",
+    "build_cache",
+]

@@ -11,7 +11,11 @@ from limbeck.signals import Signals
 
 
 class Teacher(Protocol):
-    """Yields Signals for a batch, without gradient, and computes only the names that were asked for."""
+    """Yields Signals for a batch, without gradient, and computes only the names that were asked for.
+
+    A teacher may also have `observe(batch, student)`: called in every step, after its answer was read, with the student's
+    own signals of that step, detached (past predictions are written down there).
+    """
 
     changes: bool  # whether its answers change while it teaches
 

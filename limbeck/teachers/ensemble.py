@@ -85,6 +85,11 @@ class EnsembleTeacher:
         for teacher in self.teachers:
             teacher.after_step(student, step)
 
+    def observe(self, batch: Mapping[str, Any], student: Signals) -> None:
+        for teacher in self.teachers:
+            if hasattr(teacher, "observe"):
+                teacher.observe(batch, student)
+
     def to(self, device: Any) -> None:
         for teacher in self.teachers:
             teacher.to(device)

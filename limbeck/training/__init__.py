@@ -1,8 +1,24 @@
 """Training: one Trainer for every procedure, its configuration and checkpoints that survive a kill."""
 
+from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
+from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.trainer import Trainer
 
-__all__ = ["Distil", "History", "Losses", "Procedure", "State", "Supervised", "TaskLoss", "Trainer", "TrainingConfig"]
+__all__ = [
+    "Communication",
+    "Constrained",
+    "Distil",
+    "History",
+    "Losses",
+    "Online",
+    "Procedure",
+    "State",
+    "Supervised",
+    "TaskLoss",
+    "Trainer",
+    "TrainingConfig",
+]

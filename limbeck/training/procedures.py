@@ -167,6 +167,9 @@ class Distil(Procedure):
             teacher = self._teacher_signals(batch)
         with Tap(self.student, self.objective.reads.student) as tap:
             student = tap(batch)
+        observe = getattr(self.teacher, "observe", None)
+        if observe is not None:
+            observe(batch, student.detach())
         return {"main": self.objective(student, teacher, batch, self.connectors)}
 
     def after_step(self, state: State) -> None:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limbeck.beds.images import CIFAR10, DIGITS, MNIST
+from limbeck.beds.images import CIFAR10, CIFAR10_FEW, DIGITS, MNIST, MNIST_FEW
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.objectives import CrossEntropy, SoftTargets
 
-BEDS = {"digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10}
+BEDS = {"digits": DIGITS, "mnist": MNIST, "mnist few": MNIST_FEW, "cifar10": CIFAR10, "cifar10 few": CIFAR10_FEW}
 TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=1))
 
 

@@ -1,6 +1,5 @@
 import dataclasses
 
-import datasets
 import pytest
 import torch
 
@@ -13,12 +12,8 @@ NAMED = {"characters": CHARACTERS, "byte_pairs": BYTE_PAIRS, "web": WEB, "wikite
 
 
 @pytest.fixture
-def bed(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for split, count in (("train", 200), ("validation", 20), ("test", 20)):
-        rows = {"text": ["to be or not to be that is the question"] * count}
-        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "text" / f"{split}.parquet")
-    return LanguageBed(dataset=str(tmp_path / "text"), length=16, blocks=8, batch_size=8, teacher_steps=60)
+def bed(tiny_text):
+    return LanguageBed(dataset=tiny_text, length=16, blocks=8, batch_size=8, teacher_steps=60)
 
 
 def run_of(folder, seed=0):

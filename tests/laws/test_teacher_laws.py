@@ -11,7 +11,15 @@ import limbeck.teachers as room
 from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.signals import Signals
-from limbeck.teachers import AveragedTeacher, CachedTeacher, EnsembleTeacher, FrozenTeacher, build_cache
+from limbeck.teachers import (
+    AveragedTeacher,
+    CachedTeacher,
+    EnsembleTeacher,
+    EpochSnapshot,
+    FrozenTeacher,
+    PastPredictions,
+    build_cache,
+)
 
 BATCH = {
     "pixel_values": torch.randn(4, 6, generator=torch.Generator().manual_seed(1)),
@@ -46,11 +54,26 @@ def averaged(tmp_path):
     return teacher
 
 
+def snapshot(tmp_path):
+    teacher = EpochSnapshot()
+    teacher.start(network())
+    return teacher
+
+
+def remembering(tmp_path):
+    teacher = PastPredictions(4, 5)
+    teacher.observe(BATCH, Signals({"logits": torch.randn(4, 5)}))
+    return teacher
+
+
+# name: class, how one is made, the name of a hidden signal ("logits" where there is none)
 TEACHERS = {
     "frozen": (FrozenTeacher, lambda _: FrozenTeacher(network()), "0"),
     "frozen-bf16": (FrozenTeacher, lambda _: FrozenTeacher(network(), precision="bf16"), "0"),
     "averaged": (AveragedTeacher, averaged, "0"),
     "ensemble": (EnsembleTeacher, lambda _: EnsembleTeacher([FrozenTeacher(network(s)) for s in (0, 1)]), "1.0"),
+    "snapshot": (EpochSnapshot, snapshot, "0"),
+    "past": (PastPredictions, remembering, "logits"),
     "cached": (
         CachedTeacher,
         lambda path: build_cache(FrozenTeacher(network()), Four(), path, names=["0"], progress=False),
@@ -69,7 +92,8 @@ def made(request, tmp_path):
 def hooks(teacher) -> int:
     if isinstance(teacher, EnsembleTeacher):
         return sum(hooks(member) for member in teacher.teachers)
-    model = teacher.average if isinstance(teacher, AveragedTeacher) else getattr(teacher, "model", nn.Identity())
+    modules = teacher.modules() or {"model": getattr(teacher, "model", nn.Identity())}
+    model = nn.ModuleList(modules.values())
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
@@ -130,7 +154,7 @@ def test_unknown_signals_are_refused_and_hooks_are_always_removed(made):
         teacher.signals(BATCH, frozenset({"logits", hidden, "zzz"}))
     assert hooks(teacher) == 0
     broken = BATCH | {"pixel_values": torch.randn(4, 7)}
-    if not isinstance(teacher, CachedTeacher):
+    if not isinstance(teacher, (CachedTeacher, PastPredictions)):  # which look at no input
         with pytest.raises(RuntimeError):
             teacher.signals(broken, frozenset({hidden}))
     assert hooks(teacher) == 0
@@ -138,14 +162,15 @@ def test_unknown_signals_are_refused_and_hooks_are_always_removed(made):
     assert hooks(teacher) == 0
 
 
-def test_state_comes_back(made, tmp_path):
+def test_state_comes_back(made):
     teacher, hidden = made
     if not teacher.changes:
         assert teacher.modules() == {}
         return
     teacher.after_step(network(5), 3)
     saved = {name: copy.deepcopy(module.state_dict()) for name, module in teacher.modules().items()}
-    other = AveragedTeacher(0.9)
+    fresh = {AveragedTeacher: lambda: AveragedTeacher(0.9), EpochSnapshot: EpochSnapshot}
+    other = fresh.get(type(teacher), lambda: PastPredictions(4, 5))()
     other.start(network(2))
     for name, module in other.modules().items():
         module.load_state_dict(saved[name], strict=True)

@@ -8,10 +8,12 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import (
+    BalancedDivergence,
     CrossEntropy,
     EmbeddingDistance,
     Hint,
     MeanSquaredError,
+    MixedTargets,
     SimilarityDistillation,
     SoftTargets,
     divergences,
@@ -127,6 +129,13 @@ def test_soft_targets_of_some_of_the_teachers_classes():
     z, t = draw(4, 3), draw(4, 6, seed=1)
     ours = SoftTargets(2.0, classes=(5, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
     same = SoftTargets(2.0)(Signals({"logits": z}), Signals({"logits": t[:, [5, 0, 2]]}), {}).value
+    torch.testing.assert_close(ours, same)
+
+
+def test_soft_targets_for_a_student_that_has_learned_more_classes():
+    z, t = draw(4, 6), draw(4, 3, seed=1)
+    ours = SoftTargets(2.0, student_classes=(4, 0, 2))(Signals({"logits": z}), Signals({"logits": t}), {}).value
+    same = SoftTargets(2.0)(Signals({"logits": z[:, [4, 0, 2]]}), Signals({"logits": t}), {}).value
     torch.testing.assert_close(ours, same)
 
 
@@ -330,6 +339,7 @@ def test_similarity_needs_candidates():
         (SoftTargets(), (4, 1), (4, 1), "at least two classes"),
         (SoftTargets(), (4,), (4,), "at least two classes"),
         (SoftTargets(classes=(0, 7)), (4, 2), (4, 5), "classes names 7"),
+        (SoftTargets(student_classes=(0, 7)), (4, 5), (4, 2), "student_classes names 7"),
         (EmbeddingDistance(), (4, 10), (4, 7), "projector"),
         (EmbeddingDistance(projector="none"), (4, 10), (4, 7), "width 10"),
         (Hint("logits"), (4, 5, 3), (4, 6, 3), "length 5"),
@@ -381,3 +391,56 @@ def test_parts_are_named_and_unweighted():
     assert list(loss.parts) == ["CrossEntropy", "SoftTargets", "Hint(a)", "Hint(a)#3"]
     weights = (0.5, 1, 2, 1)
     torch.testing.assert_close(loss.value, sum(w * p for w, p in zip(weights, loss.parts.values())))
+
+
+@pytest.mark.parametrize(("epochs", "epoch", "share"), [(None, 3, 0.8), (4, 0, 0.2), (4, 2, 0.6), (4, 9, 0.8)])
+def test_mixed_targets_are_the_label_and_a_growing_share_of_the_teacher(epochs, epoch, share):
+    y = torch.tensor([1, 3, -100, 0, 2])
+
+    def reference(student, teacher):
+        total = 0
+        for s, t, label in zip(student, teacher, y):
+            if label != -100:
+                target = share * softmax(t) + (1 - share) * torch.eye(4, dtype=torch.float64)[label]
+                total = total - (target * torch.log(softmax(s))).sum()
+        return total / 4
+
+    batch = {"labels": y, "epoch": epoch}
+    agree(MixedTargets(epochs=epochs), draw(5, 4), draw(5, 4, seed=7), batch, reference)
+
+
+def test_a_growing_share_needs_the_epoch():
+    z = Signals({"logits": draw(5, 4)})
+    with pytest.raises(UsageError, match="epoch"):
+        MixedTargets(epochs=3)(z, z, {"labels": torch.tensor([0, 1, 2, 3, 0])})
+
+
+@pytest.mark.parametrize("overconfident", ["forward", "reverse"])
+def test_balanced_divergence_weighs_by_who_is_surer(overconfident):
+    surer = []
+
+    def reference(student, teacher):
+        total = 0
+        for s, t in zip(student, teacher):
+            p, q = softmax(t / 3), softmax(s / 3)
+            forward, reverse = (p * torch.log(p / q)).sum(), (q * torch.log(q / p)).sum()
+            over = float(-(q * torch.log(q)).sum().detach()) < float(-(p * torch.log(p)).sum())
+            surer.append(over)
+            f, r = (2.5, 1) if over == (overconfident == "forward") else (1, 2.5)
+            total = total + 9 * (0.7 * f * forward + 0.4 * r * reverse)
+        return total / 5
+
+    objective = BalancedDivergence(0.7, 0.4, delta=2.5, temperature=3.0, overconfident=overconfident)
+    agree(objective, draw(5, 4), draw(5, 4, seed=7), {}, reference)
+    assert len(set(surer)) == 2  # both cases occur
+
+
+def test_balanced_divergence_with_one_side_is_kl_and_with_the_sides_changed_the_reverse():
+    s, t = Signals({"logits": draw(5, 4)}), Signals({"logits": draw(5, 4, seed=7)})
+    value = lambda objective, *pair: objective(*pair, {}).value  # noqa: E731
+    soft = SoftTargets(temperature=4.0)
+    torch.testing.assert_close(value(BalancedDivergence(1.0, 0.0, delta=1.0), s, t), value(soft, s, t))
+    torch.testing.assert_close(value(BalancedDivergence(0.0, 1.0, delta=1.0), s, t), value(soft, t, s))
+    both = BalancedDivergence(delta=1.0)
+    torch.testing.assert_close(value(both, s, t), value(soft, s, t) + value(soft, t, s))
+    torch.testing.assert_close(value(both, s, t), value(both, t, s))

@@ -103,6 +103,19 @@ def test_a_folder_in_hub_layout(folder):
     assert batch["labels"].tolist() == [0, 1, 2, 0] and batch["labels"].dtype == torch.int64
 
 
+def test_a_part_of_the_examples(folder):
+    whole, some = ImageClassification(str(folder)), ImageClassification(str(folder), examples={"train": 6, "test": 3})
+    assert [some.size(s) for s in some.splits()] == [6, 6, 3]
+    assert torch.equal(some._data["train"][0], whole._data["train"][0][::9])  # evenly spaced over the file
+    assert torch.equal(some._data["test"][1], whole._data["test"][1][::3])
+    assert torch.equal(some._data["validation"][0], whole._data["validation"][0])
+    assert some.digest() != whole.digest()
+    assert ImageClassification("digits", examples={"train": 20}).size("train") == 20
+    for wrong in ({"train": 0}, {"tran": 5}, {"train": 2.0}):
+        with pytest.raises(UsageError, match="examples"):
+            ImageClassification(str(folder), examples=wrong)
+
+
 def test_settings_for_pretrained_models(folder):
     task = ImageClassification(str(folder), size=8, channels=1, mean=[0.5], std=[0.25], crop=1, flip=True, holdout=0.5)
     assert task.example(3)["pixel_values"].shape == (3, 1, 8, 8) and task.size("validation") == 30

@@ -189,3 +189,62 @@ def test_digest_depends_on_gains(task):
     same = Retrieval.of(task.tokenizer, TEXTS * 40, collection(), collection("other"), length=16)
     different = Retrieval.of(task.tokenizer, TEXTS * 40, changed, collection("other"), length=16)
     assert task.digest() == same.digest() != different.digest()
+
+
+def augmented(task, shares):
+    return Retrieval.of(task.tokenizer, TEXTS * 40, collection(), collection(), length=16, replace_words=shares)
+
+
+def test_replaced_words_are_a_function_of_seed_epoch_and_position(task):
+    made = augmented(task, [0, 0.5])
+    assert made.augmentation == "replace words [0.0, 0.5]" and task.augmentation == "none"
+    views = list(made.batches("train", 8, seed=3, epoch=1, augment=True))
+    again = list(made.batches("train", 8, seed=3, epoch=1, augment=True, skip=5))
+    for one, two in zip(views[5:], again):
+        assert one["epoch"] == two["epoch"] == 1
+        assert all(torch.equal(one[key], two[key]) for key in ("input_ids", "attention_mask", "index"))
+    plain = list(made.batches("train", 8, seed=3, epoch=1))
+    later = {int(i): row for b in made.batches("train", 8, seed=3, epoch=2, augment=True)
+             for i, row in zip(b["index"], b["input_ids"])}  # fmt: skip
+    untouched = changed = differs = 0
+    for view, batch in zip(views, plain):
+        assert torch.equal(view["index"], batch["index"]) and torch.equal(
+            view["attention_mask"], batch["attention_mask"]
+        )
+        special = batch["input_ids"] < 5
+        assert torch.equal(view["input_ids"][special], batch["input_ids"][special])
+        assert not (view["input_ids"][~special] < 5).any()
+        same = (view["input_ids"] == batch["input_ids"]).all(1)
+        untouched, changed = untouched + int(same.sum()), changed + int((~same).sum())
+        for i, row in zip(view["index"].tolist(), view["input_ids"]):
+            width = min(len(row), len(later[i]))
+            differs += not torch.equal(row[:width], later[i][:width])
+    assert 0.4 < untouched / (untouched + changed) < 0.7 and differs > 50
+    assert "epoch" not in plain[0]
+
+
+def test_a_cached_teacher_answers_each_epochs_views(task, tmp_path):
+    from limbeck.teachers import FrozenTeacher, build_cache
+
+    class Bag(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(64, 4)
+
+        def forward(self, input_ids, attention_mask):
+            return (self.table(input_ids) * attention_mask[..., None]).sum(1)
+
+    torch.manual_seed(0)
+    teacher, made = FrozenTeacher(Bag()), augmented(task, [0.3, 0.6])
+    cached = build_cache(
+        teacher, made, tmp_path, passes=2, seed=3, batch_size=8, dtype="float32", progress=False, limit=100
+    )
+    for epoch in range(2):
+        for batch in made.batches("train", 8, seed=3, epoch=epoch, augment=True, limit=100):
+            expected = teacher.signals(batch, frozenset({"logits"})).logits
+            assert torch.allclose(cached.signals(batch, frozenset({"logits"})).logits, expected, atol=1e-6)
+
+
+def test_shares_of_replaced_words_are_checked(task):
+    with pytest.raises(UsageError, match="replace_words"):
+        augmented(task, [2])

@@ -1,0 +1,161 @@
+"""Source and target sequences cut from Shakespeare: fill in what is missing, or say what comes next."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.beds.base import Bed
+from limbeck.errors import UsageError
+from limbeck.experiments.run import Run
+from limbeck.files import digest
+from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
+from limbeck.objectives import CrossEntropy, Objective
+from limbeck.signals import call
+from limbeck.tasks.base import SPLITS
+from limbeck.tasks.language import LanguageModelling
+from limbeck.tasks.sequences import SequenceToSequence
+from limbeck.training.config import TrainingConfig
+from limbeck.training.procedures import Distil, Procedure
+from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
+
+
+def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Span corruption: `count` spans of `size` tokens of each block are replaced by the marks first, first + 1, ... in order.
+
+    blocks (N, L) -> sources (N, L - count (size - 1)), the text with marks; targets (N, count (size + 1)), each mark and what stood
+    there. Spans do not touch one another. Source: Raffel et al., "T5", 2020, section 3.1.4, with spans of one length.
+    """
+    total, length = blocks.shape
+    free = length - count * (size + 1)
+    if count < 1 or size < 1 or free < 1:
+        raise UsageError(f"{count} spans of {size} tokens do not fit into blocks of {length}")
+    draw = torch.Generator().manual_seed(seed)
+    gaps = torch.rand(total, free, generator=draw).argsort(1)[:, :count].sort(1).values
+    begin = gaps + torch.arange(count) * (size + 1)  # at least one token between two spans
+    place = begin[..., None] + torch.arange(size)
+    marks = (first + torch.arange(count)).expand(total, count).to(blocks.dtype)
+    targets = torch.cat([marks[..., None], blocks.gather(1, place.flatten(1)).unflatten(1, (count, size))], 2).flatten(
+        1
+    )
+    marked = blocks.scatter(1, begin, marks)
+    keep = torch.ones_like(blocks, dtype=torch.bool).scatter(1, place[..., 1:].flatten(1), False)
+    return marked[keep].reshape(total, -1), targets
+
+
+@functools.lru_cache(maxsize=4)
+def _task(kind: str, source: int, target: int) -> SequenceToSequence:
+    text = LanguageModelling("tinyshakespeare", length=source + target)
+    size, made = text.vocabulary_size, {}
+    for place, split in enumerate(SPLITS):
+        blocks = next(text.batches(split, text.size(split) - 1))["input_ids"]  # without the last, short block
+        if kind == "continuation":
+            made[split] = blocks[:, :source], blocks[:, source:]
+            continue
+        copies = 3 if split == "train" else 1
+        parts = [spans(blocks, 4, target // 4 - 1, size + 2, 10 * place + copy) for copy in range(copies)]
+        made[split] = tuple(torch.cat(column) for column in zip(*parts))
+    return SequenceToSequence(made, size + 6, padding=size, start=size + 1, dataset=f"tinyshakespeare {kind}")
+
+
+@dataclass(frozen=True)
+class SequenceBed(Bed):
+    """kind "spans": blocks of source + target characters with four spans missing, to be filled in by the target, of which each
+    span takes a quarter (its mark first). kind "continuation": `source` characters, and the `target` that follow.
+
+    The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
+    """
+
+    kind: str = "continuation"
+    source: int = 96
+    target: int = 16
+    batch_size: int = 16
+    steps: int = 600
+    learning_rate: float = 3e-3
+    expected: tuple[float, float] = (0.0, 1e9)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("spans", "continuation"):
+            raise UsageError(f"kind={self.kind!r}: must be 'spans' or 'continuation'")
+        if self.kind == "spans" and (self.target % 4 or self.target < 8):
+            raise UsageError(f"target={self.target}: four spans need a multiple of 4, of at least 8")
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-tinyshakespeare"
+
+    @property
+    def expects(self) -> dict[str, tuple[float, float]]:
+        return {"loss": self.expected}
+
+    @property
+    def task(self) -> SequenceToSequence:
+        return _task(self.kind, self.source, self.target)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a source as the model reads it."""
+        return self.task._data["train"][0].shape[1]
+
+    def digest(self) -> str:
+        return digest({"bed": "sequences", "data": self.task.digest()})
+
+    def training(self, steps: int, learning_rate: float | None = None, **settings: Any) -> TrainingConfig:
+        usual = {"batch_size": self.batch_size, "warmup": 0.1, "gradient_clipping": 1.0}
+        return TrainingConfig(steps=steps, learning_rate=learning_rate or self.learning_rate, **{**usual, **settings})
+
+    def student(self, run: Run, **sizes: Any) -> nn.Module:
+        """An untrained encoder-decoder whose first weights follow from the run's seed; sizes as in `encoder_decoder`."""
+        with restored_generators():
+            seed_everything(derived_seed(run.seed, "student"))
+            return encoder_decoder(self.task.vocabulary_size, self.longest, self.target, **sizes)
+
+    def decoder(self, **sizes: Any) -> nn.Module:
+        """An untrained decoder-only model behind the same interface; sizes as in `prefix_decoder`."""
+        return prefix_decoder(self.task.vocabulary_size, self.longest, self.target, **sizes)
+
+    def fit(
+        self,
+        run: Run,
+        model: nn.Module,
+        objective: Objective | None = None,
+        teacher: Any = None,
+        *,
+        steps: int,
+        procedure: Procedure | None = None,
+        learning_rate: float | None = None,
+        **settings: Any,
+    ) -> nn.Module:
+        """Train `model` in place on the targets, on an objective with a teacher, or by a procedure; counted."""
+        procedure = procedure or Distil(model, teacher, objective or CrossEntropy())
+        run.train(procedure, self.task, self.training(steps, learning_rate, **settings))
+        return model.eval()
+
+    def teacher(
+        self, run: Run, steps: int, learning_rate: float | None = None, seed: int = 0, **sizes: Any
+    ) -> nn.Module:
+        """A decoder-only model trained on the true targets, from the shared store."""
+        config = self.training(steps, learning_rate)
+        key = {"data": self.task.digest(), "decoder": sizes, "training": config.identity(), "seed": seed, "version": 1}
+
+        def train(model: nn.Module) -> None:
+            run.train(Distil(model, None, CrossEntropy()), self.task, config, seed=seed, counted=False)
+
+        return run.trained(key, lambda: self.decoder(**sizes), train)
+
+    def measure(self, run: Run, model: nn.Module, limit: int | None = None) -> dict[str, float]:
+        """Loss, perplexity and accuracy on the run's split."""
+        model.eval()
+        return self.task.evaluate(lambda batch: call(model, batch), run.split, batch_size=64, limit=limit)
+
+    def reference(self, run: Run) -> dict[str, float]:
+        model = self.student(run, encoder_depth=3, decoder_depth=1, width=64, heads=4)
+        return self.measure(run, self.fit(run, model, steps=self.steps))
+
+
+CONTINUATION = SequenceBed()
+SPANS = SequenceBed("spans", source=104, target=24)

@@ -1,0 +1,321 @@
+"""Objectives on the whole distribution over classes: other divergences than the forward Kullback-Leibler one.
+
+p is the teacher's distribution and q the student's, softmax(z / T), position by position. Forward KL(p || q) spreads the student over all that
+the teacher holds possible; reverse KL(q || p) keeps it to what the teacher holds likely; the others lie between.
+The factor T^2, which keeps the gradient's size independent of T, is in every loss here whose size falls with T^2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import UsageError
+from limbeck.objectives import divergences, positions
+from limbeck.objectives.base import Batch, Connectors
+from limbeck.objectives.checks import require_choice, require_positive
+from limbeck.objectives.divergences import kl_divergence, log_probabilities
+from limbeck.objectives.partitions import LabelledTargets
+from limbeck.objectives.targets import TeacherTargets
+from limbeck.signals import Signals
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """log(a p + (1 - a) q) for a share a in (0, 1), without leaving log space: (..., C) of both to (...,C)."""
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q: (..., C) to (...), between 0 and the entropy of beta."""
+    log_m = log_mixture(log_p, log_q, beta)
+    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
+
+
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """1/2 sum_i |p_i - q_i| of log-probabilities (..., C): (...), between 0 and 1."""
+    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
+def head_gaps(log_p: Tensor, log_q: Tensor, mass: float) -> tuple[Tensor, Tensor]:
+    """sum |p - q| over the teacher's head and over its tail: (..., C) to two of (...).
+
+    The head are the likeliest classes, in the teacher's order, that together hold at least `mass`; the tail are the others.
+    """
+    p, order = log_p.exp().sort(dim=-1, descending=True, stable=True)
+    gap = (p - log_q.exp().gather(-1, order)).abs()
+    head = p.cumsum(-1) - p < mass  # the mass before a class is not yet enough
+    return (gap * head).sum(-1), (gap * ~head).sum(-1)
+
+
+@dataclass(frozen=True)
+class _Tempered(TeacherTargets):
+    """Both distributions softened by one temperature; subclasses compare log-probabilities."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "temperature", self.temperature)
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Log-probabilities of teacher and student (..., C) to (...)."""
+        raise NotImplementedError
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        log_p, log_q = (log_probabilities(z, self.temperature) for z in (teacher, student))
+        return self.temperature**2 * self.divergence(log_p, log_q)
+
+
+@dataclass(frozen=True)
+class ReverseKL(_Tempered):
+    """Reverse Kullback-Leibler divergence: the student keeps to what the teacher holds likely (mode seeking).
+
+    L = T^2 mean over positions of KL(q || p)
+
+    Shapes: logits (B, C) or (B, L, C). Source: Gu et al., "MiniLLM", 2024 (there over sequences that the student samples; here
+    position by position on the data, as a divergence).
+    """
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl_divergence(log_q, log_p)
+
+
+@dataclass(frozen=True)
+class SymmetricKL(_Tempered):
+    """A weighted sum of both directions.
+
+    L = T^2 mean over positions of w KL(p || q) + (1 - w) KL(q || p),   w = `forward`
+
+    forward = 1 is `SoftTargets`, 0 is `ReverseKL`; 0.5 is half of Jeffreys' divergence. Shapes: logits (B, C) or (B, L, C).
+    """
+
+    forward: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.forward <= 1:
+            raise UsageError(f"SymmetricKL: forward={self.forward!r} must be in [0, 1]")
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return self.forward * kl_divergence(log_p, log_q) + (1 - self.forward) * kl_divergence(log_q, log_p)
+
+
+@dataclass(frozen=True)
+class JensenShannon(_Tempered):
+    """Generalized Jensen-Shannon divergence, bounded and finite whatever the distributions.
+
+    L = T^2 mean over positions of b KL(p || m) + (1 - b) KL(q || m),   m = b p + (1 - b) q
+
+    L / b tends to KL(p || q) for b -> 0, and L / (1 - b) to KL(q || p) for b -> 1. Shapes: logits (B, C) or (B, L, C).
+    Source: Agarwal et al., "On-Policy Distillation of Language Models" (GKD), 2024; Huszar, 2015. Deviation: code of that name
+    returns the unscaled forward or reverse KL at b = 0 and 1, where the formula is 0; here b lies strictly between, and
+    `SoftTargets` and `ReverseKL` are those ends.
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta < 1:
+            raise UsageError(
+                f"JensenShannon: beta={self.beta!r} must lie strictly between 0 and 1; its ends are SoftTargets and ReverseKL"
+            )
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return jensen_shannon(log_p, log_q, self.beta)
+
+
+@dataclass(frozen=True)
+class SkewKL(_Tempered):
+    """Skewed Kullback-Leibler divergence: one side is compared with a mixture of both, so no ratio explodes.
+
+    forward:  L = T^2 mean of KL(p || a p + (1 - a) q)          reverse:  L = T^2 mean of KL(q || a q + (1 - a) p)
+
+    a = 0 is plain KL. The paper's a is 0.1. direction: "forward" or "reverse". Shapes: logits (B, C) or (B, L, C).
+    Source: Ko et al., "DistiLLM", 2024. Deviation: the authors' forward form leaves out the teacher's entropy (the same gradient,
+    another value); here it is the divergence, 0 for a perfect student.
+    """
+
+    skew: float = 0.1
+    direction: str = "forward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "direction", self.direction, ("forward", "reverse"))
+        if not 0 <= self.skew < 1:
+            raise UsageError(f"SkewKL: skew={self.skew!r} must be in [0, 1): at 1 nothing is compared")
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        first, other = (log_p, log_q) if self.direction == "forward" else (log_q, log_p)
+        return kl_divergence(first, log_mixture(first, other, self.skew) if self.skew else other)
+
+
+@dataclass(frozen=True)
+class TotalVariation(_Tempered):
+    """Total variation distance: symmetric, between 0 and 1, and 1 minus the chance that speculative decoding accepts a token.
+
+    L = mean over positions of 1/2 sum_i |p_i - q_i|
+
+    Its gradient falls with T, not T^2, and carries no factor for it. Shapes: logits (B, C) or (B, L, C).
+    Source: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", 2023.
+    """
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return total_variation(*(log_probabilities(z, self.temperature) for z in (teacher, student)))
+
+
+@dataclass(frozen=True)
+class AdaptiveKL(_Tempered):
+    """Forward and reverse KL, weighted position by position by where the student is wrong.
+
+    L = T^2 mean over positions of (g_head KL(p || q) + g_tail KL(q || p)) / (g_head + g_tail)
+
+    g_head, g_tail: sum |p - q| over the classes that hold the first `mass` of the teacher's probability, and over the others; both
+    without gradient. Forward KL fits the head first, reverse KL the tail. Where both agree exactly, the weights are a half each.
+    Shapes: logits (B, C) or (B, L, C). Source: Wu et al., "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large
+    Language Models", 2024; mass 0.5; the authors' code agrees.
+    """
+
+    mass: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mass < 1:
+            raise UsageError(f"AdaptiveKL: mass={self.mass!r} must lie strictly between 0 and 1")
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        with torch.no_grad():
+            head, tail = head_gaps(log_p, log_q, self.mass)
+            total = head + tail
+            weight = torch.where(total > 0, head / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
+        return weight * kl_divergence(log_p, log_q) + (1 - weight) * kl_divergence(log_q, log_p)
+
+
+@dataclass(frozen=True)
+class StandardizedTargets(_Tempered):
+    """Soft targets on standardized logits: the student has to match the relations among the teacher's logits, not their size.
+
+    L = T^2 mean over positions of KL(softmax(Z(z_t) / T) || softmax(Z(z_s) / T)),   Z(z) = (z - mean z) / std z
+
+    mean and (population) std are over the classes of a position; a constant row stays constant. Adding to or scaling the student's logits
+    changes nothing, so it is used beside `CrossEntropy`. Shapes: logits (B, C) or (B, L, C). T is the paper's base temperature, 2.
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. Deviation: the authors' code divides by
+    the unbiased deviation plus 1e-7.
+    """
+
+    temperature: float = 2.0
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return super().compare(standardized(student), standardized(teacher))
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl_divergence(log_p, log_q)
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """(z - mean z) / std z over the last axis, with the population deviation, float32; zeros where all are equal."""
+    z = positions.precise(logits)
+    z = z - z.mean(-1, keepdim=True)
+    scale = (
+        z.abs().amax(-1, keepdim=True).detach().clamp_min(torch.finfo(z.dtype).tiny)
+    )  # squares neither overflow nor vanish
+    z = z / scale
+    deviation = z.square().mean(-1, keepdim=True)
+    return z * torch.where(deviation > 0, deviation, torch.ones_like(deviation)).rsqrt()
+
+
+@dataclass(frozen=True)
+class TransformedTargets(_Tempered):
+    """Transformed teacher matching: only the teacher is softened, so that the student's own sharpness is trained as well.
+
+    L = mean over positions of w KL(softmax(z_t / T) || softmax(z_s)),   w = 1, or with `weighted` w = sum_i p_i^(1 / T), p = softmax(z_t)
+
+    Against soft targets this adds a regularizer on the student's Renyi entropy. w is larger where the teacher is unsure.
+    Shapes: logits (B, C) or (B, L, C). Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching",
+    ICLR 2024 (TTM and, weighted, WTTM). Neither carries T^2.
+    """
+
+    temperature: float = 4.0
+    weighted: bool = False
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        loss = kl_divergence(log_probabilities(teacher, self.temperature), log_probabilities(student))
+        if not self.weighted:
+            return loss
+        return loss * (log_probabilities(teacher) / self.temperature).exp().sum(-1)
+
+
+@dataclass(frozen=True)
+class WeightedSoftTargets(LabelledTargets):
+    """Weighted soft labels: less of the teacher where the student fits the label well compared with the teacher.
+
+    L = T^2 mean over positions of (1 - exp(-CE_s / CE_t)) KL(softmax(z_t / T) || softmax(z_s / T))
+
+    CE_s, CE_t: cross-entropies with the true class at T = 1, without gradient. Shapes: logits (B, C) or (B, L, C), labels (B,) or (B, L).
+    Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021; T = 2.
+    Deviation: KL in place of the soft cross-entropy: the same gradient, 0 for a perfect student.
+    """
+
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "temperature", self.temperature)
+
+    def compare_labelled(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_p, log_q = (log_probabilities(z, self.temperature) for z in (teacher, student))
+        with torch.no_grad():
+            own, other = (divergences.cross_entropy(log_probabilities(z), labels) for z in (student, teacher))
+            weight = -torch.expm1(-own / other.clamp_min(torch.finfo(own.dtype).tiny))
+        return self.temperature**2 * weight * kl_divergence(log_p, log_q)
+
+
+@dataclass(frozen=True)
+class CorrelationTargets(TeacherTargets):
+    """Match correlations of the predictions, not their values: within each position over classes, and within each class over positions.
+
+    L = a mean over positions of 1 - r(p_n, q_n) + b mean over classes of 1 - r(P_c, Q_c),   r: Pearson's correlation
+
+    P_c are a class's probabilities over the batch's positions, weighted as they count. A constant row or column has no correlation and costs
+    nothing. Shapes: logits (B, C) or (B, L, C). Source: Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022,
+    a = b = 2 with T = 1 on ImageNet and T = 4 on CIFAR-100. Deviation: the authors' code multiplies both terms by T^2.
+    """
+
+    inter: float = 2.0
+    intra: float = 2.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "temperature", self.temperature)
+        for name in ("inter", "intra"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise UsageError(f"{self.name}: {name}={value!r} must be a finite number of at least 0")
+        if self.inter == self.intra == 0:
+            raise UsageError(f"{self.name}: inter and intra are both 0: there is nothing to minimize")
+
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
+        q, p = (log_probabilities(z, self.temperature).exp().flatten(0, -2) for z in (own, target))
+        counted = torch.ones_like(p[:, 0]) if weights is None else weights.flatten().to(p.dtype)
+        loss = p.new_zeros(())
+        if self.inter:
+            rows = correlation(p, q, torch.ones_like(p[0]))
+            loss = loss + self.inter * positions.mean(1 - rows, counted)
+        if self.intra:
+            loss = loss + self.intra * (1 - correlation(p.T, q.T, counted)).mean()
+        return loss
+
+
+def correlation(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of x and y (N, M) with weights (M,): (N,); 1 where a row of either is constant."""
+    share = weights / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    x, y = (v - (v * share).sum(-1, keepdim=True) for v in (x, y))
+    cross, xx, yy = ((share * a * b).sum(-1) for a, b in ((x, y), (x, x), (y, y)))
+    least = torch.finfo(x.dtype).eps ** 2
+    known = (xx > least) & (yy > least)
+    return torch.where(known, cross * torch.where(known, xx * yy, 1.0).rsqrt(), 1.0)
