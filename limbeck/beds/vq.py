@@ -35,7 +35,7 @@ class Pixels(Bed):
     """
 
     name: str = "mnist"
-    train: int = 10000
+    train: int = 8000
     measured: int = 500
     expects: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"bits_per_pixel": (1.2, 2.4)})
 

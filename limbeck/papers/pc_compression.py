@@ -7,7 +7,7 @@ conditional; summing the whole circuit again for each pixel costs D circuits, re
 Source: Liu, Mandt and Van den Broeck, "Lossless Compression with Probabilistic Circuits", ICLR 2022. The authors' coder is rANS in the log
 domain with 28 bits; ours has 24 bits and float64 probabilities, so that a decoder elsewhere reads the same numbers.
 
-Miniature: MNIST, 10,000 images to learn from, 500 test images coded into one stream; what counts is its length, header and all, and
+Miniature: MNIST, 8,000 images to learn from, 500 test images coded into one stream; what counts is its length, header and all, and
 that it decodes to the same pixels. Baseline: the shortest of PNG, WebP (lossless) and bz2, each as one file per image or all images in one picture.
 Control: the same codec with one state, so independent pixels. `few`: half the states. The models' own bytes are not in the
 streams, as in the paper; no learned codec of the paper's comparison is run.
@@ -62,10 +62,10 @@ paper = Paper(
     title="Lossless Compression with Probabilistic Circuits",
     claim="Hidden Chow-Liu trees code MNIST in fewer bits than general codecs, exactly and with few evaluations of the circuit.",
     composition="HiddenTree (Chow-Liu tree, expectation maximization) + CircuitCodec (depth-first conditionals, rANS)",
-    method=Arm(circuit, {"states": 16, "epochs": 3, "pseudocount": 1.0}, about="hidden tree of 16 states"),
+    method=Arm(circuit, {"states": 16, "epochs": 2, "pseudocount": 1.0}, about="hidden tree of 16 states"),
     baseline=Arm(usual, about="the shortest of PNG, WebP and bz2"),
-    control=Arm(circuit, {"states": 1, "epochs": 3, "pseudocount": 1.0}, about="independent pixels"),
-    others={"few": Arm(circuit, {"states": 8, "epochs": 3, "pseudocount": 1.0}, about="hidden tree of 8 states")},
+    control=Arm(circuit, {"states": 1, "epochs": 2, "pseudocount": 1.0}, about="independent pixels"),
+    others={"few": Arm(circuit, {"states": 8, "epochs": 2, "pseudocount": 1.0}, about="hidden tree of 8 states")},
     comparisons=(
         Comparison(text="fewer bits than PNG, WebP and bz2"),
         Comparison(against="control", text="fewer bits than independent pixels"),
