@@ -61,10 +61,13 @@ _ROOMS = (
     "export",
     "report",
     "datasets",
+    "graphs",
+    "retrieval",
     "diffusion",
     "beds",
     "experiments",
     "graphs",
+    "search",
 )
 __all__ = [*sorted(_NAMES), *_ROOMS, "__version__"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from limbeck.beds.base import Bed
 from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
-from limbeck.models.encoder_decoder import encoder_decoder, prefix_decoder
+from limbeck.models.encoder_decoder import encoder_decoder
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import call
 from limbeck.tasks.base import SPLITS
@@ -51,15 +52,17 @@ def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple
 def _task(kind: str, source: int, target: int) -> SequenceToSequence:
     text = LanguageModelling("tinyshakespeare", length=source + target)
     size, made = text.vocabulary_size, {}
+    marks = 4 if kind == "spans" else 0
     for place, split in enumerate(SPLITS):
         blocks = next(text.batches(split, text.size(split) - 1))["input_ids"]  # without the last, short block
         if kind == "continuation":
             made[split] = blocks[:, :source], blocks[:, source:]
             continue
         copies = 3 if split == "train" else 1
-        parts = [spans(blocks, 4, target // 4 - 1, size + 2, 10 * place + copy) for copy in range(copies)]
+        parts = [spans(blocks, marks, target // marks - 1, size, 10 * place + copy) for copy in range(copies)]
         made[split] = tuple(torch.cat(column) for column in zip(*parts))
-    return SequenceToSequence(made, size + 6, padding=size, start=size + 1, dataset=f"tinyshakespeare {kind}")
+    special = {"padding": text.padding, "start": text.padding}  # no source or target has padding
+    return SequenceToSequence(made, size + marks, **special, dataset=f"tinyshakespeare {kind}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SequenceBed(Bed):
     """kind "spans": blocks of source + target characters with four spans missing, to be filled in by the target, of which each
     span takes a quarter (its mark first). kind "continuation": `source` characters, and the `target` that follow.
 
-    The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
+    Tokens are those of `limbeck.beds.language`'s characters, then the marks. The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
     """
 
     kind: str = "continuation"
@@ -110,13 +113,13 @@ class SequenceBed(Bed):
 
     def student(self, run: Run, **sizes: Any) -> nn.Module:
         """An untrained encoder-decoder whose first weights follow from the run's seed; sizes as in `encoder_decoder`."""
+        return self.untrained(run, encoder_decoder, **sizes)
+
+    def untrained(self, run: Run, make: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
+        """`encoder_decoder` or `prefix_decoder` for this bed, with first weights that follow from the run's seed."""
         with restored_generators():
             seed_everything(derived_seed(run.seed, "student"))
-            return encoder_decoder(self.task.vocabulary_size, self.longest, self.target, **sizes)
-
-    def decoder(self, **sizes: Any) -> nn.Module:
-        """An untrained decoder-only model behind the same interface; sizes as in `prefix_decoder`."""
-        return prefix_decoder(self.task.vocabulary_size, self.longest, self.target, **sizes)
+            return make(self.task.vocabulary_size, self.longest, self.target, **sizes)
 
     def fit(
         self,
@@ -134,18 +137,6 @@ class SequenceBed(Bed):
         procedure = procedure or Distil(model, teacher, objective or CrossEntropy())
         run.train(procedure, self.task, self.training(steps, learning_rate, **settings))
         return model.eval()
-
-    def teacher(
-        self, run: Run, steps: int, learning_rate: float | None = None, seed: int = 0, **sizes: Any
-    ) -> nn.Module:
-        """A decoder-only model trained on the true targets, from the shared store."""
-        config = self.training(steps, learning_rate)
-        key = {"data": self.task.digest(), "decoder": sizes, "training": config.identity(), "seed": seed, "version": 1}
-
-        def train(model: nn.Module) -> None:
-            run.train(Distil(model, None, CrossEntropy()), self.task, config, seed=seed, counted=False)
-
-        return run.trained(key, lambda: self.decoder(**sizes), train)
 
     def measure(self, run: Run, model: nn.Module, limit: int | None = None) -> dict[str, float]:
         """Loss, perplexity and accuracy on the run's split."""

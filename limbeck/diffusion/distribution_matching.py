@@ -115,12 +115,8 @@ class DistributionMatching(Procedure):
             raise UsageError("DistributionMatching: generator, teacher and fake_score must be three modules: copy them")
         self.generator, self.teacher, self.fake_score, self.head = generator, teacher, fake_score, head
         self.times, self.critic_updates, self.window, self.inputs = tuple(times), critic_updates, window, inputs
-        self.features, self.weighting, self.critic_rate, self.conditional = (
-            features,
-            weighting,
-            critic_rate,
-            conditional,
-        )
+        self.features, self.conditional = features, conditional
+        self.weighting, self.critic_rate = weighting, critic_rate
         self.matching_weight, self.realism_weight = matching_weight, realism_weight
         self.classifier_weight = classifier_weight
         self.modules = {"generator": generator, "fake_score": fake_score}
@@ -188,7 +184,8 @@ class DistributionMatching(Procedure):
         denoising = noised_loss(self.fake_score, samples, condition, self.weighting)
         if self.head is None:
             return Loss(denoising, {"denoising": denoising.detach()})
-        judged = classifier_loss(self.realism(samples, condition), self.realism(data, condition))
+        both = None if condition is None else torch.cat([condition, condition])
+        judged = classifier_loss(*self.realism(torch.cat([samples, data]), both).chunk(2))
         parts = {"denoising": denoising.detach(), "classifier": judged.detach()}
         return Loss(denoising + self.classifier_weight * judged, parts)
 

@@ -10,6 +10,10 @@ copied feed-forward layers are frozen then, one of the paper's two variants).
 Miniature: a four-layer character model, all its attention replaced by discrete Mamba-2 mixers, 250 steps of 16 x 64 characters in
 all, whatever the stages. Baseline: stage 3 alone. Control: the same student from scratch on the true characters. Others: stages
 2 and 3; and, beside the claim, a hybrid that keeps one attention layer. Every arm chooses its learning rate from the same two.
+
+Found: a model this small recovers from stage 3 alone within 250 steps (perplexity 7.13, against 7.12 with all stages, 7.06 with
+stages 2 and 3), so nothing is left for the first stages to gain; training from scratch is behind, but varies too much over three
+seeds. Tried: the settings above, chosen once; every arm preferred the higher of the two rates.
 """
 
 from __future__ import annotations
