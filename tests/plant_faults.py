@@ -504,6 +504,118 @@ FAULTS = [
         "correlation(p.T, q.T, torch.ones_like(counted))",
         "tests/objectives",
     ),
+    (
+        "diffusion: velocity's sign",
+        "diffusion/schedules.py",
+        "a * noisy - s * output",
+        "a * noisy + s * output",
+        "tests/diffusion/test_schedules_and_samplers.py",
+    ),
+    (
+        "diffusion: the root of alpha_bar dropped",
+        "diffusion/schedules.py",
+        "return alpha_bar.sqrt() * clean +",
+        "return alpha_bar * clean +",
+        "tests/diffusion/test_schedules_and_samplers.py",
+    ),
+    (
+        "diffusion: no noise taken off the direction",
+        "diffusion/samplers.py",
+        "(1 - following - sigma**2)",
+        "(1 - following)",
+        "tests/diffusion/test_schedules_and_samplers.py",
+    ),
+    (
+        "diffusion: guidance from the wrong side",
+        "diffusion/denoisers.py",
+        "return free + self.scale",
+        "return conditional + self.scale",
+        "tests/diffusion/test_schedules_and_samplers.py",
+    ),
+    (
+        "diffusion: the mixture's width not noised",
+        "diffusion/mixtures.py",
+        "return mean + a * self.deviation**2 / variance",
+        "return mean + self.deviation**2 / variance",
+        "tests/diffusion/test_mixtures.py",
+    ),
+    (
+        "diffusion: biased kernel means",
+        "diffusion/metrics.py",
+        "(k.sum() - k.diagonal().sum())",
+        "k.sum()",
+        "tests/diffusion/test_metrics.py",
+    ),
+    (
+        "diffusion: matching uphill",
+        "diffusion/distribution_matching.py",
+        "(fake - real) / scale",
+        "(real - fake) / scale",
+        "tests/diffusion/test_distribution_matching.py",
+    ),
+    (
+        "diffusion: real and fake change sides",
+        "diffusion/distribution_matching.py",
+        "return F.softplus(fake).mean() + F.softplus(-real).mean()",
+        "return F.softplus(-fake).mean() + F.softplus(real).mean()",
+        "tests/diffusion/test_distribution_matching.py",
+    ),
+    (
+        "diffusion: the generator never rests",
+        "diffusion/distribution_matching.py",
+        "state.step % self.critic_updates == 0",
+        "True",
+        "tests/diffusion/test_distribution_matching.py",
+    ),
+    (
+        "diffusion: one time too few is simulated",
+        "diffusion/distribution_matching.py",
+        "self.times[:at], condition",
+        "self.times[: at - 1] or self.times[:1], condition",
+        "tests/diffusion/test_distribution_matching.py",
+    ),
+    (
+        "diffusion: score distillation uphill",
+        "diffusion/score_distillation.py",
+        "* (fake - real)",
+        "* (real - fake)",
+        "tests/diffusion/test_score_distillation.py",
+    ),
+    (
+        "diffusion: the particle's weight is alpha_bar",
+        "diffusion/score_distillation.py",
+        "(alpha_bar * (1 - alpha_bar)).sqrt()",
+        "alpha_bar",
+        "tests/diffusion/test_score_distillation.py",
+    ),
+    (
+        "diffusion: the particle set's width doubled",
+        "diffusion/score_distillation.py",
+        "(2 * (1 - alpha_bar))",
+        "(1 - alpha_bar)",
+        "tests/diffusion/test_score_distillation.py",
+    ),
+    (
+        "condensation: the phase halved",
+        "datasets/synthesize.py",
+        "squared + 2 * phase *",
+        "squared + phase *",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
+    (
+        "condensation: the sampler descends",
+        "datasets/synthesize.py",
+        "Loss(-matching, {})",
+        "Loss(matching, {})",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
+    (
+        "condensation: classes not kept apart",
+        "datasets/synthesize.py",
+        "of_synthetic[self.synthetic.labels == label]",
+        "of_synthetic",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
 ]
 
 
@@ -545,147 +657,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    (
-        sys.exit(main())(
-            "diffusion: velocity's sign",
-            "diffusion/schedules.py",
-            "a * noisy - s * output",
-            "a * noisy + s * output",
-            "tests/diffusion/test_schedules_and_samplers.py",
-        ),
-    )
-    (
-        (
-            "diffusion: the root of alpha_bar dropped",
-            "diffusion/schedules.py",
-            "return alpha_bar.sqrt() * clean +",
-            "return alpha_bar * clean +",
-            "tests/diffusion/test_schedules_and_samplers.py",
-        ),
-    )
-    (
-        (
-            "diffusion: no noise taken off the direction",
-            "diffusion/samplers.py",
-            "(1 - following - sigma**2)",
-            "(1 - following)",
-            "tests/diffusion/test_schedules_and_samplers.py",
-        ),
-    )
-    (
-        (
-            "diffusion: guidance from the wrong side",
-            "diffusion/denoisers.py",
-            "return free + self.scale",
-            "return conditional + self.scale",
-            "tests/diffusion/test_schedules_and_samplers.py",
-        ),
-    )
-    (
-        (
-            "diffusion: the mixture's width not noised",
-            "diffusion/mixtures.py",
-            "return mean + a * self.deviation**2 / variance",
-            "return mean + self.deviation**2 / variance",
-            "tests/diffusion/test_mixtures.py",
-        ),
-    )
-    (
-        (
-            "diffusion: biased kernel means",
-            "diffusion/metrics.py",
-            "(k.sum() - k.diagonal().sum())",
-            "k.sum()",
-            "tests/diffusion/test_metrics.py",
-        ),
-    )
-    (
-        (
-            "diffusion: matching uphill",
-            "diffusion/distribution_matching.py",
-            "(fake - real) / scale",
-            "(real - fake) / scale",
-            "tests/diffusion/test_distribution_matching.py",
-        ),
-    )
-    (
-        (
-            "diffusion: real and fake change sides",
-            "diffusion/distribution_matching.py",
-            "return F.softplus(fake).mean() + F.softplus(-real).mean()",
-            "return F.softplus(-fake).mean() + F.softplus(real).mean()",
-            "tests/diffusion/test_distribution_matching.py",
-        ),
-    )
-    (
-        (
-            "diffusion: the generator never rests",
-            "diffusion/distribution_matching.py",
-            "state.step % self.critic_updates == 0",
-            "True",
-            "tests/diffusion/test_distribution_matching.py",
-        ),
-    )
-    (
-        (
-            "diffusion: one time too few is simulated",
-            "diffusion/distribution_matching.py",
-            "self.times[:at], condition",
-            "self.times[: at - 1] or self.times[:1], condition",
-            "tests/diffusion/test_distribution_matching.py",
-        ),
-    )
-    (
-        (
-            "diffusion: score distillation uphill",
-            "diffusion/score_distillation.py",
-            "* (fake - real)",
-            "* (real - fake)",
-            "tests/diffusion/test_score_distillation.py",
-        ),
-    )
-    (
-        (
-            "diffusion: the particle's weight is alpha_bar",
-            "diffusion/score_distillation.py",
-            "(alpha_bar * (1 - alpha_bar)).sqrt()",
-            "alpha_bar",
-            "tests/diffusion/test_score_distillation.py",
-        ),
-    )
-    (
-        (
-            "diffusion: the particle set's width doubled",
-            "diffusion/score_distillation.py",
-            "(2 * (1 - alpha_bar))",
-            "(1 - alpha_bar)",
-            "tests/diffusion/test_score_distillation.py",
-        ),
-    )
-    (
-        (
-            "condensation: the phase halved",
-            "datasets/synthesize.py",
-            "squared + 2 * phase *",
-            "squared + phase *",
-            "tests/datasets/test_datasets_synthesize.py",
-        ),
-    )
-    (
-        (
-            "condensation: the sampler descends",
-            "datasets/synthesize.py",
-            "Loss(-matching, {})",
-            "Loss(matching, {})",
-            "tests/datasets/test_datasets_synthesize.py",
-        ),
-    )
-    (
-        (
-            "condensation: classes not kept apart",
-            "datasets/synthesize.py",
-            "of_synthetic[self.synthetic.labels == label]",
-            "of_synthetic",
-            "tests/datasets/test_datasets_synthesize.py",
-        ),
-    )
+    sys.exit(main())
