@@ -41,8 +41,8 @@ class Nodes(Bed):
 
     name: str = "cora"
     width: int = 64
-    steps: int = 150
-    learning_rate: float = 0.01
+    steps: int = 100
+    learning_rate: float = 0.02
     weight_decay: float = 0.5
     expects: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"accuracy": (0.79, 0.85)})
 

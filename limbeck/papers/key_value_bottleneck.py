@@ -93,8 +93,8 @@ def bottleneck_together(run: Run, learning_rate: float) -> dict[str, float]:
     return learn(run, keyed, learning_rate, together=True)
 
 
-RATES = {"learning_rate": (1.0, 10.0, 100.0)}
-PROBE_RATES = {"learning_rate": (0.0003, 0.003, 0.03)}
+RATES = {"learning_rate": (1.0, 3.0, 10.0)}
+PROBE_RATES = {"learning_rate": (0.0003, 0.001, 0.003)}
 paper = Paper(
     id=52,
     title="Discrete Key-Value Bottleneck",

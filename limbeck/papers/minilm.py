@@ -9,17 +9,19 @@ Source: Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic
 section 3. No training code was released; read: the abstract, and a public quotation of the paper on the assistant (it has the
 teacher's depth and the student's width).
 
-Here: a 4-layer encoder that predicted masked tokens of the AG News train texts is the teacher. Students of half the depth and
-half the width see those texts for the same number of steps, then 600 labels. Baseline: the last hidden state, with a learned
+Here: the teacher is a 4-layer encoder trained on the topics of AG News. Students of half the depth and half the width see the
+train texts without labels for the same number of steps, then 600 labels. Baseline: the last hidden state, with a learned
 projector (mean squared error). Control: masked tokens without a teacher. Others: attention without value relations, and the
 assistant (half of the steps for it, half for the student).
-Deviations: texts of 24 tokens, a pre-norm encoder with mean pooling, pre-training by masked tokens only, relations computed on
-texts in which nothing is masked.
-Left out: SQuAD, the multilingual model, XLM-R. The share of the fine-tuned teacher's accuracy is measured as `retained`.
+Deviations: the teacher is trained on labels and not by masked tokens, since 6,080 texts of 24 tokens are too few for that (after
+800 steps its fine-tuned accuracy was 0.29); a pre-norm encoder with mean pooling; relations of texts in which nothing is masked.
+Left out: SQuAD, the multilingual model, XLM-R. The share of the teacher's accuracy is measured as `retained`, not judged: the
+student has a tenth of the labels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from limbeck.beds.text import TextBed
@@ -28,7 +30,8 @@ from limbeck.experiments.run import Run
 from limbeck.models.encoder import Encoder, MaskedLanguageModel
 from limbeck.objectives import Hint, Objective, TokenRelations
 
-BED = TextBed("ag_news", labelled=600, pretraining=800, steps=80, learning_rate=2e-3)
+BED = TextBed("ag_news", steps=500, learning_rate=2e-3)
+FEW = dataclasses.replace(BED, labelled=600, steps=100)
 STEPS = 300
 
 
@@ -61,31 +64,38 @@ def student(bed: TextBed) -> Encoder:
     return bed.encoder(bed.depth // 2, bed.width // 2)
 
 
-def fine_tuned(run: Run, model: Encoder, bed: TextBed) -> dict[str, float]:
-    """Fine-tune on the labels and measure; `retained` is the share of the fine-tuned teacher's accuracy."""
-    whole = bed.measure(run, bed.teacher(run, seed=run.seed))["accuracy"]
-    found = bed.measure(run, bed.fit(run, model, steps=bed.steps))
+def fine_tuned(run: Run, model: Encoder, bed: TextBed, few: TextBed) -> dict[str, float]:
+    """Fine-tune on the few labels and measure; `retained` is the share of the teacher's accuracy."""
+    found = few.measure(run, few.fit(run, model, steps=few.steps))
+    whole = bed.measure(run, bed.teacher(run))["accuracy"]
     return {**found, "retained": found["accuracy"] / whole, "teacher_accuracy": whole}
 
 
 def distilled(
-    run: Run, objective: str, learning_rate: float, assistant: bool = False, bed: TextBed = BED, steps: int = STEPS
+    run: Run,
+    objective: str,
+    learning_rate: float,
+    assistant: bool = False,
+    bed: TextBed = BED,
+    few: TextBed = FEW,
+    steps: int = STEPS,
 ) -> dict[str, float]:
     """Distil a student on texts without labels; through an assistant, each of the two takes half of the steps."""
-    source = bed.pretrained(run)
+    source = bed.teacher(run)
     models = [bed.encoder(bed.depth, bed.width // 2)] if assistant else []
     models.append(student(bed))
     for model in models:
         loss = objectives(len(model.blocks), len(source.blocks), bed.heads)[objective]
-        share = steps // len(models)
-        source = bed.fit(run, model, loss, source, steps=share, learning_rate=learning_rate, limit=None)
-    return fine_tuned(run, source, bed)
+        source = bed.fit(run, model, loss, source, steps=steps // len(models), learning_rate=learning_rate)
+    return fine_tuned(run, source, bed, few)
 
 
-def masked(run: Run, learning_rate: float, bed: TextBed = BED, steps: int = STEPS) -> dict[str, float]:
+def masked(
+    run: Run, learning_rate: float, bed: TextBed = BED, few: TextBed = FEW, steps: int = STEPS
+) -> dict[str, float]:
     """The student predicts masked tokens of the same texts for as many steps, without a teacher."""
     model = bed.fit_masked(run, MaskedLanguageModel(student(bed)), steps=steps, learning_rate=learning_rate)
-    return fine_tuned(run, model.encoder, bed)
+    return fine_tuned(run, model.encoder, bed, few)
 
 
 RATES = {"learning_rate": (1e-3, 4e-3)}
@@ -111,5 +121,5 @@ paper = Paper(
             method="assistant", against="method", decisive=False, text="an assistant helps, half of the steps each"
         ),
     ),
-    left_out="SQuAD, multilingual models; the 99 % are reported as `retained`, not judged",
+    left_out="SQuAD, multilingual models, a teacher without labels; the 99 % are reported as `retained`, not judged",
 )

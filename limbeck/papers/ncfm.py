@@ -37,7 +37,7 @@ from limbeck.tasks.custom import CustomTask
 from limbeck.training import Supervised, TrainingConfig
 from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
-REAL, PAIRS, COUNT = 5000, 3, 1024
+REAL, PAIRS, COUNT = 5000, 3, 512
 TUNE = {"rate": (0.005, 0.02)}
 
 
@@ -84,8 +84,8 @@ def condensed(
     metric: str | None,
     rate: float = 0.0,
     per_class: int = 10,
-    steps: int = 150,
-    evaluation: int = 200,
+    steps: int = 100,
+    evaluation: int = 150,
     bed: ImageBed = MNIST,
     real: int = REAL,
 ) -> dict[str, float]:

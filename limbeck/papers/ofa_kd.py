@@ -22,7 +22,7 @@ from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.models import vit
 from limbeck.objectives import AtExit, CrossEntropy, DecoupledKD, EnhancedTargets, Hint, Objective, SoftTargets
 
-TEACHER = {"patch": 7, "depth": 3, "width": 96, "heads": 4}
+TEACHER = {"patch": 7, "depth": 2, "width": 64, "heads": 4}
 STAGES = ("layer1", "layer2", "layer3")
 
 
@@ -73,8 +73,8 @@ def dkd(run: Run, beta: float = 2.0, bed=BED, **changes) -> dict[str, float]:
 
 
 def hints(run: Run, weight: float = 1.0, bed=BED, **changes) -> dict[str, float]:
-    """FitNets: the student's last stage imitates the transformer's last block, beside plain distillation's labels."""
-    return distil(run, CrossEntropy() + weight * Hint("layer3", "blocks.2"), bed, **changes)
+    """FitNets: the student's last stage imitates the transformer's last block, beside the labels."""
+    return distil(run, CrossEntropy() + weight * Hint("layer3", "blocks.1"), bed, **changes)
 
 
 def labels(run: Run, bed=BED, **changes) -> dict[str, float]:

@@ -10,7 +10,8 @@ Source: Wang et al., "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Gene
 
 Arms: method; baseline, SDS; control, VSD whose fake score is never trained (what remains is the guidance alone, and nothing without
 it). others: SDS with the guidance of 100 that it is usually given. Deviation: the fake score is a full copy of the denoiser, not
-low-rank adapters with a camera embedding; the renderer is the identity. Rates were chosen by hand on the validation split, seed 1000.
+low-rank adapters with a camera embedding; the renderer is the identity. Method and baseline
+choose between two rates of the canvases.
 Metrics: mmd, squared maximum mean discrepancy in the plane; frechet, distance in features of a small classifier; diversity, the
 variance of the pixels inside a class over that of real images.
 """
@@ -27,7 +28,7 @@ from limbeck.experiments.run import Run
 from limbeck.training.config import TrainingConfig
 
 PLANE, DIGITS = MixtureBed(), DigitsBed()
-FAKE_SCORES = ("learned", "dirac", "frozen")
+TUNE = {"rate": (0.02, 0.05)}
 
 
 def particles(
@@ -36,9 +37,9 @@ def particles(
     guidance: float = 7.5,
     beds: tuple[DiffusionBed, DiffusionBed] = (PLANE, DIGITS),
     counts: tuple[int, int] = (256, 100),
-    steps: tuple[int, int] = (800, 500),
-    rate: float = 0.02,
-    fake_rate: float = 0.05,
+    steps: tuple[int, int] = (400, 250),
+    rate: float = 0.05,
+    fake_rate: float = 0.03,
 ) -> dict[str, float]:
     """Optimize canvases on both beds and measure them. fake_score: "learned" (VSD), "dirac" (SDS) or "frozen"."""
     metrics = {}
@@ -81,8 +82,8 @@ paper = Paper(
     claim="With a fake score learned on the canvases, score distillation at a guidance of 7.5 gives samples that match the data and are "
     "diverse, where SDS collapses to modes",
     composition="ScoreDistillation(Particles, Guided(teacher), fake_score=copy of the teacher) + TimeWindow",
-    method=Arm(particles, {}, about="VSD, guidance 7.5"),
-    baseline=Arm(particles, {"fake_score": "dirac"}, about="SDS, guidance 7.5"),
+    method=Arm(particles, {}, TUNE, about="VSD, guidance 7.5"),
+    baseline=Arm(particles, {"fake_score": "dirac"}, TUNE, about="SDS, guidance 7.5"),
     control=Arm(particles, {"fake_score": "frozen"}, about="fake score not trained, guidance 7.5"),
     others={"sds_strong": Arm(particles, {"fake_score": "dirac", "guidance": 100.0}, about="SDS, guidance 100")},
     miniature=Miniature(beds=(PLANE, DIGITS), seeds=3),

@@ -8,7 +8,7 @@ from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.papers.minilm import distilled, masked, objectives, paper, self_attention
 
-TINY = TextBed("sst2", vocabulary=300, length=16, labelled=96, depth=2, width=16, heads=2, steps=2, pretraining=2)
+TINY = TextBed("sst2", vocabulary=300, length=16, labelled=96, depth=2, width=16, heads=2, steps=2)
 
 
 def test_the_method_reads_queries_keys_and_values_of_the_last_layers_only():
@@ -24,7 +24,7 @@ def test_the_method_reads_queries_keys_and_values_of_the_last_layers_only():
 @pytest.mark.parametrize("name", ["relations", "attention", "hidden", "assistant", "masked"])
 def test_arms_run_at_equal_costs(name, tmp_path):
     run = Run(0, "validation", store=Store(tmp_path))
-    small = {"bed": TINY, "steps": 4, "learning_rate": 1e-3}
+    small = {"bed": TINY, "few": TINY, "steps": 4, "learning_rate": 1e-3}
     if name == "masked":
         found = masked(run, **small)
     else:
