@@ -12,7 +12,7 @@ all, whatever the stages. Baseline: stage 3 alone. Control: the same student fro
 2 and 3; and, beside the claim, a hybrid that keeps one attention layer. Every arm chooses its learning rate from the same two.
 
 Found: a model this small recovers from stage 3 alone within 250 steps (perplexity 7.13, against 7.12 with all stages, 7.06 with
-stages 2 and 3), so nothing is left for the first stages to gain; training from scratch is behind, but varies too much over three
+stages 2 and 3), so the first stages gain nothing here; training from scratch is behind, but varies too much over three
 seeds. Tried: the settings above, chosen once; every arm preferred the higher of the two rates.
 """
 

@@ -14,6 +14,11 @@ among three; the method chooses its group size among three. Control: one mean di
 (MiniCache, in the only group size that fits the share). A seed is another set of 20 sequences; the model is one.
 
 Deviations: float32 and a model of width 64, whose layers have far fewer channels (64) than the prompt has tokens, as published.
+
+Found: the layers do share their token basis (overlap of the leading eight directions 0.84; 0.02 by chance), and sharing it halves the
+reconstruction error (0.044 against 0.098). But at this model's size a quarter of the numbers loses nothing either way (0.0000 and
+0.001 nats), so the loss does not tell the two apart: inconclusive. Averaging directions loses 0.09 nats. Tried: one share, the
+settings above. A harder share would decide it; it was not looked for after the fact.
 """
 
 from __future__ import annotations
