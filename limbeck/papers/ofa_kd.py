@@ -11,6 +11,9 @@ raises the true class only (the code raises all, which `EnhancedTargets(raised="
 Pieces: `EnhancedTargets`, `AtExit`, `SoftTargets`, `DecoupledKD`, `Hint` of `limbeck.objectives`.
 Deviations: a vision transformer with 4 patches, trained on 5000 MNIST images of 14x14, teaches a narrow residual network on 500;
 three stages instead of four; branches normalize each example.
+What came out: at the paper's temperature of 1 this teacher, sure of nearly every digit, says little more than the label, and plain
+distillation at temperature 4 is better by two points; at temperature 1 it was as good as the exits on the validation split. Hints
+across the two families help no more than none.
 """
 
 from __future__ import annotations
