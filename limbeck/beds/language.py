@@ -131,7 +131,7 @@ class LanguageBed(Bed):
         return self.measure(run, self.teacher(run))
 
 
-CHARACTERS = LanguageBed(expected=(1.0, 1e9))
-BYTE_PAIRS = LanguageBed(tokenizer="bpe", expected=(1.0, 1e9))
-WEB = LanguageBed(dataset="web_text", config="c4_demo", tokenizer="bpe", expected=(1.0, 1e9))
-WIKITEXT = LanguageBed(dataset="wikitext2", tokenizer="bpe", expected=(1.0, 1e9))
+CHARACTERS = LanguageBed(expected=(5.0, 7.5))
+BYTE_PAIRS = LanguageBed(tokenizer="bpe", expected=(15.0, 30.0))
+WEB = LanguageBed(dataset="web_text", config="c4_demo", tokenizer="bpe", expected=(10.0, 80.0))
+WIKITEXT = LanguageBed(dataset="wikitext2", tokenizer="bpe", expected=(10.0, 80.0))

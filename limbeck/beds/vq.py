@@ -1,4 +1,4 @@
-"""Pixels: small grey images as bytes, for codecs."""
+"""Pixels: small grey images as bytes, an autoencoder with a codebook, and the usual codecs to compare with."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from limbeck.beds.base import Bed
 from limbeck.datasets.images import decode
 from limbeck.datasets.load import load
 from limbeck.files import digest
+from limbeck.models.resnet import resnet
+from limbeck.objectives import CrossEntropy
+from limbeck.signals import capture
+from limbeck.tasks.custom import CustomTask
+from limbeck.training import Supervised, TrainingConfig
 
 if TYPE_CHECKING:
     from limbeck.experiments.run import Run
 
+VERSION = 1  # of how models are trained
 HELD = 1000  # of the train split's images, its last ones, for validation
 
 
@@ -25,6 +32,11 @@ HELD = 1000  # of the train split's images, its last ones, for validation
 def _images(name: str) -> dict[str, Tensor]:
     found = load(name)
     return {split: decode(found[split], "image", f"split {split!r} of {name!r}") for split in ("train", "test")}
+
+
+@functools.lru_cache(maxsize=2)
+def _labels(name: str) -> dict[str, Tensor]:
+    return {split: torch.tensor(rows["label"]) for split, rows in load(name).items()}
 
 
 @dataclass(frozen=True)
@@ -37,16 +49,57 @@ class Pixels(Bed):
     name: str = "mnist"
     train: int = 8000
     measured: int = 500
-    expects: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"bits_per_pixel": (1.2, 2.4)})
+    expects: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"bits_per_pixel": (1.2, 2.4)}, hash=False, compare=False
+    )
+
+    def labels(self, split: str) -> Tensor:
+        """(N,), of `images`."""
+        return self._part(_labels(self.name), split)
 
     def images(self, split: str) -> Tensor:
         """uint8 (N, 1, 28, 28); the same images whatever the seed."""
-        found = _images(self.name)
+        return self._part(_images(self.name), split)
+
+    def _part(self, found: Mapping[str, Tensor], split: str) -> Tensor:
         if split == "test":
             return found["test"][:: max(1, len(found["test"]) // self.measured)][: self.measured]
         if split == "validation":
             return found["train"][-HELD:][: self.measured]
         return found["train"][:-HELD][: self.train]
+
+    def task(self) -> CustomTask:
+        """The train images as pixel_values in 0..1 with their labels; test and validation as they are measured."""
+        return _task(self)
+
+    def autoencoder(self, run: Run, steps: int = 400, codes: int = 256) -> nn.Module:
+        """A vector-quantized autoencoder, trained once and shared by everyone."""
+        from limbeck.codecs.index_codec import Autoencode
+        from limbeck.models.vq_autoencoder import vq_autoencoder
+
+        config = TrainingConfig(steps=steps, batch_size=64, learning_rate=2e-3)
+        key = {
+            "bed": self.digest(),
+            "model": "autoencoder",
+            "codes": codes,
+            "config": config.to_json(),
+            "version": VERSION,
+        }
+
+        def train(model: nn.Module) -> None:
+            run.train(Autoencode(model), self.task(), config, seed=0, counted=False)
+
+        return run.trained(key, lambda: vq_autoencoder(channels=1, width=32, codes=codes), train)
+
+    def classifier(self, run: Run, steps: int = 200) -> nn.Module:
+        """A residual network that tells the digits apart, trained once: its features say how alike two images are."""
+        config = TrainingConfig(steps=steps, batch_size=64, learning_rate=2e-3)
+        key = {"bed": self.digest(), "model": "classifier", "config": config.to_json(), "version": VERSION}
+
+        def train(model: nn.Module) -> None:
+            run.train(Supervised(model, CrossEntropy()), self.task(), config, seed=0, counted=False)
+
+        return run.trained(key, lambda: resnet(8, 10, 1, 8), train)
 
     def digest(self) -> str:
         return digest([self.name, self.train, self.measured, *(int(self.images(s).sum()) for s in ("train", "test"))])
@@ -54,6 +107,31 @@ class Pixels(Bed):
     def reference(self, run: Run) -> dict[str, float]:
         images = self.images(run.split)
         return {"bits_per_pixel": 8 * min(usual_codecs(images).values()) / images.numel()}
+
+
+@functools.lru_cache(maxsize=2)
+def _task(bed: Pixels) -> CustomTask:
+    splits = {}
+    for split in ("train", "validation", "test"):
+        images, labels = bed.images(split), bed.labels(split)
+        splits[split] = {"pixel_values": images.float() / 255, "labels": labels}
+    return CustomTask(splits, classes=10, version=bed.digest(), name=bed.name)
+
+
+@torch.no_grad()
+def feature_distance(classifier: nn.Module, one: Tensor, other: Tensor) -> float:
+    """How differently a classifier sees two sets of images (N, 1, H, W) in 0..1.
+
+    mean over images, places and stages of |f / |f| - g / |g||^2, with f and g the channels at a place: the form of learned perceptual
+    distances (Zhang et al., "The Unreasonable Effectiveness of Deep Features", 2018) with all channels alike.
+    """
+    stages, total = ("layer1", "layer2", "layer3"), 0.0
+    for a, b in zip(one.split(100), other.split(100)):
+        f, g = (capture(classifier, {"pixel_values": x}, stages) for x in (a, b))
+        for stage in stages:
+            distance = (normalize(f[stage], dim=1) - normalize(g[stage], dim=1)).square().sum(1)
+            total += float(distance.mean((1, 2)).sum())
+    return total / len(stages) / len(one)
 
 
 def mosaic(images: Tensor) -> Tensor:
@@ -100,3 +178,39 @@ def usual_codecs(images: Tensor) -> dict[str, int]:
     }
     found["bz2"] = len(bz2.compress(images.numpy().tobytes(), 9))
     return found
+
+
+def jpeg(images: Tensor, budget: float) -> tuple[Tensor, int]:
+    """Images (N, 1, H, W) after JPEG, all in one picture so that they share its header: decoded uint8 images and the bytes.
+
+    At full and at half resolution the lowest quality whose file has at least `budget` bytes (the highest where none has); of the two the
+    one with the smaller squared error. So JPEG has at least the budget, rounded up.
+    """
+    import io
+
+    import numpy
+    from PIL import Image
+
+    picture = Image.fromarray(mosaic(images).numpy(), "L")
+    tried = []
+    for divisor in (1, 2):
+        small = picture.resize((picture.width // divisor, picture.height // divisor), Image.Resampling.BOX)
+        for quality in range(1, 96, 2):
+            out = io.BytesIO()
+            small.save(out, format="JPEG", quality=quality, optimize=True)
+            tried.append((out.tell(), divisor, out.getvalue()))
+            if out.tell() > 2 * budget:
+                break
+    found = []
+    for divisor in (1, 2):
+        rows = [row for row in tried if row[1] == divisor]
+        above = [row for row in rows if row[0] >= budget]
+        found.append(min(above) if above else max(rows))
+    best, _, height, width = None, *images.shape[1:]
+    for size, _, data in found:
+        back = Image.open(io.BytesIO(data)).resize(picture.size, Image.Resampling.BICUBIC)
+        made = tiles(torch.from_numpy(numpy.array(back)), len(images), height, width)
+        error = float((made.float() - images.float()).square().mean())
+        if best is None or error < best[0]:
+            best = (error, made, size)
+    return best[1], best[2]

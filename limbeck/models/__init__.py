@@ -13,6 +13,7 @@ from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.vit import vit
+from limbeck.models.vq_autoencoder import vq_autoencoder
 
 __all__ = [
     "cnn",
@@ -33,5 +34,6 @@ __all__ = [
     "student_encoder",
     "transformer",
     "vit",
+    "vq_autoencoder",
     "wide_resnet",
 ]

@@ -152,7 +152,7 @@ class BalancedDivergence(TeacherTargets):
 
     Forward KL makes the student cover all that the teacher holds possible, reverse KL makes it settle on the teacher's peak. So a
     student that is surer than its teacher is told to spread, a less sure one to decide: confidence moves to the teacher's. H:
-    entropy at temperature T; the weights carry no gradient. delta 1 is a fixed mixture; forward 0 or reverse 0 leaves one side.
+    entropy at temperature T; the weights carry no gradient. delta 1 is a fixed mixture (`SymmetricKL`).
 
     overconfident: the side that delta raises where the student is surer, "forward" or "reverse"; the other is raised elsewhere.
     Shapes: logits (B, C) or (B, L, C).
@@ -168,28 +168,18 @@ class BalancedDivergence(TeacherTargets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "delta", self.delta)
-        require_positive(self, "temperature", self.temperature)
+        for name in ("forward", "reverse", "delta", "temperature"):
+            require_positive(self, name, getattr(self, name))
         require_choice(self, "overconfident", self.overconfident, ("forward", "reverse"))
-        for name in ("forward", "reverse"):
-            if getattr(self, name) != 0:
-                require_positive(self, name, getattr(self, name))
-        if self.forward == self.reverse == 0:
-            raise UsageError("BalancedDivergence: forward and reverse are both 0: there is nothing to minimize")
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         log_p = divergences.log_probabilities(teacher, self.temperature)
         log_q = divergences.log_probabilities(student, self.temperature)
         gap = divergences.entropy(log_p) - divergences.entropy(log_q.detach())  # above 0: the student is surer
         surer = gap if self.overconfident == "forward" else -gap
-        total = torch.zeros_like(gap)
-        for weight, raised, side in (
-            (self.forward, surer > 0, (log_p, log_q)),
-            (self.reverse, surer < 0, (log_q, log_p)),
-        ):
-            if weight:
-                total = total + weight * torch.where(raised, self.delta, 1.0) * divergences.kl_divergence(*side)
-        return self.temperature**2 * total
+        forward = self.forward * torch.where(surer > 0, self.delta, 1.0) * divergences.kl_divergence(log_p, log_q)
+        reverse = self.reverse * torch.where(surer < 0, self.delta, 1.0) * divergences.kl_divergence(log_q, log_p)
+        return self.temperature**2 * (forward + reverse)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ Miniature: 5000 MNIST images of 14 x 14 pixels become ten per class; `accuracy` 
 them, on the test split. Arms: method; baseline, matching of means (DM); control, as many real images chosen at random; `gaussian`,
 characteristic functions at Gaussian frequencies. All start from the same real images, all synthesis has the same networks,
 augmentation, calibration term and steps, so that only the metric differs; the evaluation is the same for all. Learning rates of the
-images are tuned with as many candidates each.
+images are tuned with as many candidates each; the sampler learns at a tenth of the images' rate.
+
+What came out: every synthesis beats random images; Gaussian frequencies and means are equally good, and the adversary makes it
+worse. Its setting (rate, tanh's reach of 1) was fixed beforehand and not searched.
 """
 
 from __future__ import annotations

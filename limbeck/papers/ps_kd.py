@@ -10,7 +10,7 @@ the model at the end of the last epoch; the authors' code keeps what was predict
 arm `method` is the second, which is free; `snapshot` is the first.
 Pieces: `MixedTargets` of `limbeck.objectives`, `PastPredictions` and `EpochSnapshot` of `limbeck.teachers`.
 Deviations: a small residual network on 1000 CIFAR-10 images of 16x16 for 40 epochs. The share is the paper's in every arm;
-nothing is tuned.
+nothing is tuned, and this is the only setting that was tried. Calibration and likelihood gain much there; accuracy does not.
 """
 
 from __future__ import annotations

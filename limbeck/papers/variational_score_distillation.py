@@ -61,11 +61,12 @@ def particles(
         config = TrainingConfig(steps=length, batch_size=count, learning_rate=rate, schedule="linear")
         run.train(procedure, bed.task(run), config)
         made = canvases().detach()
+        made = made.clamp(-1, 1) if isinstance(bed, DigitsBed) else made  # as an image is shown
         metrics |= bed.quality(run, made)
         if isinstance(bed, DigitsBed):
             real = bed.images(run)
             shown = real[f"{run.split}.images"].float() / 127.5 - 1
-            inside = spread_inside(made.clamp(-1, 1), bed.labels(count))
+            inside = spread_inside(made, bed.labels(count))
             metrics["diversity"] = inside / spread_inside(shown, real[f"{run.split}.labels"])
     return metrics
 

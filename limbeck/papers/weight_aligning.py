@@ -12,6 +12,9 @@ Arms: the baseline distils without aligning, the control fine-tunes on new class
 the baseline trained by the nearest mean of exemplars, as iCaRL does; its binary cross-entropy is left out.
 Deviations: CIFAR-10 at 16x16 in 5 phases, 250 images per class, a CNN of 3 convolutions, 20 epochs, a memory of 20 per class
 instead of a fixed total. The average counts the first phase too, which is alike in all arms.
+What came out: aligning helps much (old examples taken for new ones fall from three quarters to a quarter), and still the nearest
+mean of exemplars, which keeps the features and drops the classifier, is better by two points with this small memory. With 500
+images per class and 15 epochs (validation split, one seed) the order of the two was the same.
 """
 
 from __future__ import annotations

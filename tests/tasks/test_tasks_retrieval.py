@@ -223,6 +223,14 @@ def test_replaced_words_are_a_function_of_seed_epoch_and_position(task):
     assert "epoch" not in plain[0]
 
 
+def test_an_epoch_replaces_other_words_than_the_one_before(task):
+    """All passages are one and the same, so that their order does not matter: what differs is the draw alone."""
+    made = Retrieval.of(task.tokenizer, TEXTS[:1] * 16, collection(), collection(), length=16, replace_words=[0.5])
+    first, second = (next(made.batches("train", 8, seed=3, epoch=epoch, augment=True)) for epoch in (0, 1))
+    assert first["input_ids"].shape == second["input_ids"].shape
+    assert not torch.equal(first["input_ids"], second["input_ids"])
+
+
 def test_a_cached_teacher_answers_each_epochs_views(task, tmp_path):
     from limbeck.teachers import FrozenTeacher, build_cache
 
