@@ -6,7 +6,7 @@ Idea: a pre-trained teacher knows nothing of the downstream task, and its states
 says what it saw, the teacher reasons on that with its own upper layers, and answers in messages that the student can decode.
 Loss: the task, the interaction, and two consistencies that keep the messages of both meaningful (see `limbeck.training.Communication`).
 Source: Zhao et al., "Talking Models: Distill Pre-trained Knowledge to Downstream Models via Interactive Communication", 2023.
-Read: the abstract and public reviews (three terms, N rounds); the equations were not to be had and no code was found. So the
+Read: the abstract; that there are three terms and N rounds is second-hand, the equations were not to be had and no code was found. So the
 distance (squared error), the shapes of encoders and decoders, and what a second round speaks about are ours.
 
 The teacher was trained on the topics of all 6,080 texts of AG News; a student of half its depth and width learns them from 600

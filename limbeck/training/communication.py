@@ -40,7 +40,7 @@ class Communication(Procedure):
     the student said, and the interaction is a hint through an encoder and a decoder.
 
     Source: Zhao et al., "Talking Models: Distill Pre-trained Knowledge to Downstream Models via Interactive Communication",
-    2023; read: the abstract and public reviews, which name the three terms and the rounds. Ours, for want of its text: squared
+    2023; read: the abstract only (the three terms and the rounds are second-hand). Ours, for want of its text: squared
     errors, perceptrons of one hidden layer for E and D, one pair per model for both depths, what a second round speaks about.
     Raises UsageError for other layouts, for no round, and for weights below 0.
     """
