@@ -43,8 +43,8 @@ def recall_sequences(count: int, pairs: int, queries: int, vocabulary: int, seed
 class Recall(Bed):
     """Associative recall of `pairs` key-value pairs, each sequence with `queries` questions, and a small GPT that learns it.
 
-    With the default schedule the GPT only finds out which values occurred (accuracy 0.21, one in eight by guessing among them);
-    matching keys to values takes a longer one.
+    With the default schedule the GPT only finds out which values occurred (accuracy 0.21, where guessing among them
+    gives one in eight): a schedule that matches keys to values is not settled.
     Accuracy over the questions; guessing gives 2 / vocabulary. The data are drawn anew for no seed: train, validation and
     test are fixed. Source of the task: Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models",
     2023, section 3. Deviation: the questions follow each other directly, in any order, without filler tokens between them.
