@@ -3,7 +3,7 @@
     G = k sigmoid(-(w . LN(h) + b)), k = -30;   training: scores + G, softmax1;   test: tokens with G < k / 2 are taken out
     L = cross-entropy + a mean(G),   a from a proportional-integral controller that holds the deleted share at a target
 
-Source: Kallini et al., 2025, sections 3.1 to 3.3; the authors' code is known to agree, with the sign inside the sigmoid used here.
+Source: Kallini et al., 2025, sections 3.1 to 3.3; the code was not to be had; the sign inside the sigmoid is the one used here.
 Miniature: span denoising on Shakespeare's characters. One encoder-decoder (4 + 1 blocks) without gate is trained for all arms;
 each arm goes on for 250 steps, deleting half of the characters after the first encoder block: by the gate, at random (baseline), every
 second one (control), or none (full). All arms train softly and are tested with deletion. As good as full: within 0.1 nats.
