@@ -74,7 +74,8 @@ TUNED = {"hard": (0.1, 0.5), "dropout": (0.2, 0.5)}
 
 paper = Paper(
     id=97,
-    title="Extracting Low-/High-Frequency Knowledge from Graph Neural Networks and Injecting it into MLPs",
+    title="Extracting Low-/High- Frequency Knowledge from Graph Neural Networks and Injecting it into MLPs: An Effective GNN-to-MLP "
+    "Distillation Framework",
     claim="A perceptron distilled in both bands is far better than a plain one and than its graph network's plain distillation.",
     composition="CrossEntropy + LowFrequency + HighFrequency over edges, Distil, node_perceptron",
     method=Arm(distilled, {"bands": "both"}, TUNED, about="both bands"),

@@ -95,7 +95,7 @@ def test_an_autoencoder_learns():
     pattern = torch.zeros(64, 1, 8, 8)
     pattern[:32, :, :4] = 1
     pattern[32:, :, :, :4] = 1
-    config = TrainingConfig(steps=60, batch_size=32, learning_rate=5e-3, log_every=1)
+    config = TrainingConfig(steps=200, batch_size=32, learning_rate=5e-3, log_every=1)
     history = Trainer(config, progress=False).run(Autoencode(model), task_of({"pixel_values": pattern}))
     errors = [row["parts"]["error"] for row in history.steps]
     assert errors[-1] < 0.3 * errors[0]

@@ -11,6 +11,7 @@ from torch import nn
 
 from limbeck.artifact import load, save
 from limbeck.build import lineage
+from limbeck.conversion import AlignClassifier, GrowClassifier, Replace
 from limbeck.factorization import LowRank
 from limbeck.models import encoder, gpt, resnet, sentence_encoder, transformer, vit
 from limbeck.plan import KINDS, apply
@@ -49,6 +50,14 @@ TRANSFORMS = {
     "one after the other": (Prune(Magnitude(), keep=0.5, round_to=4), FoldBatchNorm(), LowRank(rank=3), Quantize()),
 }
 
+FITTING = {  # what does not fit every architecture: the model, and the transforms
+    "more classes": ("vit", (GrowClassifier(5), AlignClassifier(3))),
+    "replaced": (
+        "vit",
+        (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 16, "hidden": 8}),),
+    ),
+}
+
 
 def task_for(name: str) -> CustomTask:
     generator = torch.Generator().manual_seed(1)
@@ -80,9 +89,19 @@ def models():
 @pytest.mark.parametrize("transforms", TRANSFORMS)
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_and_loaded_outputs_are_the_same(models, name, transforms, tmp_path):
+    saved_and_loaded(models[name], name, TRANSFORMS[transforms], tmp_path)
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_saved_and_loaded_outputs_are_the_same_where_it_fits(models, case, tmp_path):
+    name, transforms = FITTING[case]
+    saved_and_loaded(models[name], name, transforms, tmp_path)
+
+
+def saved_and_loaded(model, name, transforms, tmp_path):
     task = task_for(name)
-    model: nn.Module = copy.deepcopy(models[name])
-    for transform in TRANSFORMS[transforms]:
+    model: nn.Module = copy.deepcopy(model)
+    for transform in transforms:
         model = apply(model, transform.plan(model, task)).eval()
     save(model, tmp_path / "a")
     loaded = load(tmp_path / "a")
@@ -91,16 +110,16 @@ def test_saved_and_loaded_outputs_are_the_same(models, name, transforms, tmp_pat
         expected, found = first_tensor(call(model, batch)), first_tensor(call(loaded, batch))
     assert torch.equal(expected, found)
     assert weights_digest(model) == weights_digest(loaded) and lineage(model) == lineage(loaded)
-    assert len(lineage(model).plans) == len(TRANSFORMS[transforms])
+    assert len(lineage(model).plans) == len(transforms)
     save(loaded, tmp_path / "b")  # and once more: nothing drifts
     for file in ("model.safetensors", "architecture.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_every_kind_of_plan_is_covered(models):
-    task, kinds = task_for("resnet"), set()
-    for transforms in TRANSFORMS.values():
-        model = copy.deepcopy(models["resnet"])
+    kinds = set()
+    for name, transforms in [("resnet", transforms) for transforms in TRANSFORMS.values()] + [*FITTING.values()]:
+        task, model = task_for(name), copy.deepcopy(models[name])
         for transform in transforms:
             plan = transform.plan(model, task)
             kinds.add(plan.kind)
