@@ -12,7 +12,7 @@ from limbeck.report.svg import Scale, element, text
 
 WORDS = {"holds": "met", "does not hold": "missed", "inconclusive": "open", None: ""}
 ORDER = ("holds", "inconclusive", "does not hold", None)
-WIDTH, ROW, PAD = 260, 26, 8
+WIDTH, ROW, PAD = 260, 36, 4
 
 
 def entries(folder: Path | None = None) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
@@ -151,6 +151,12 @@ def _row(row: dict[str, Any], found: dict[str, Any] | None, here: bool, rank: in
     )
 
 
+def _label(made: dict[str, Any]) -> str:
+    method = "" if made["method"] == "method" else f"{made['method']} "
+    words = f"{made['metric']}: {method}against {made['against']}".replace("_", " ")
+    return words if len(words) <= 44 else words[:43] + "…"
+
+
 def plot(found: dict[str, Any]) -> str:
     """The comparisons of an entry as SVG: one line each, with the seeds' differences and the interval around the zero line.
 
@@ -159,7 +165,7 @@ def plot(found: dict[str, Any]) -> str:
     rows = found["comparisons"]
     parts = []
     for at, made in enumerate(rows):
-        middle = PAD + ROW * at + ROW / 2
+        top, middle = PAD + ROW * at, PAD + ROW * at + 24
         edge = -made["margin"]
         scale = Scale.fit([*made["differences"], made["low"], made["high"], edge, 0.0], 6, WIDTH - 6, log=False)
         shade = "mark" if made["decisive"] else "mark faint"
@@ -171,8 +177,9 @@ def plot(found: dict[str, Any]) -> str:
         parts.append(
             element(
                 "g",
-                element("rect", x=0, y=middle - ROW / 2, width=WIDTH, height=ROW, class_="hit"),
-                element("line", x1=scale(edge), x2=scale(edge), y1=middle - 10, y2=middle + 10, class_="zero"),
+                element("rect", x=0, y=top, width=WIDTH, height=ROW, class_="hit"),
+                element("text", text(_label(made)), x=0, y=top + 11, class_="label"),
+                element("line", x1=scale(edge), x2=scale(edge), y1=middle - 8, y2=middle + 8, class_="zero"),
                 element(
                     "line",
                     x1=scale(made["low"]),
