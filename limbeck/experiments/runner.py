@@ -159,8 +159,7 @@ class _Miniature:
 
         paper = self.paper
         used = {(row["digest"], row["seconds"]) for result in self.spent for row in result["store"]}
-        hits = sum(row["hit"] for result in self.spent for row in result["store"])
-        saved = sum(row["seconds"] for result in self.spent for row in result["store"] if row["hit"])
+        hits, saved = savings(self.spent)
         seeds = sorted({seed for _, seed in results})
         known = {row["id"]: row for row in catalogue()}.get(paper.id, {})
         return {
@@ -199,6 +198,15 @@ class _Miniature:
             "environment": {**environment(), "threads": THREADS},
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+
+
+def savings(results: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
+    """How often a unit found an entry instead of making it, and the seconds that saved; an entry counts once per unit."""
+    found = []
+    for result in results:
+        made = {row["digest"] for row in result["store"] if not row["hit"]}
+        found += {row["digest"]: row["seconds"] for row in result["store"] if row["digest"] not in made}.values()
+    return len(found), sum(found)
 
 
 def _shown(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from limbeck.errors import LimbeckError, UsageError
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Sequential
 from limbeck.experiments import units as units_module
-from limbeck.experiments.runner import Plan, check_equal, judge, run_papers
+from limbeck.experiments.runner import Plan, check_equal, judge, run_papers, savings
 from limbeck.experiments.units import Unit, execute, fingerprint, load_paper
 
 
@@ -197,3 +197,9 @@ def test_other_refusals(tmp_path):
         Arm(print, {"a": 1}, {"a": (1, 2)})
     with pytest.raises(UsageError, match="two arms"):
         Comparison(method="a", against="a")
+
+
+def test_the_store_saves_an_entry_once_per_unit_and_nothing_in_the_unit_that_made_it():
+    made = {"digest": "a", "hit": False, "seconds": 5.0}
+    found = {"digest": "a", "hit": True, "seconds": 5.0}
+    assert savings([{"store": [made, found, found]}, {"store": [found, found]}, {"store": []}]) == (1, 5.0)
