@@ -14,7 +14,8 @@ Exposure is exact, log2 10000 - log2 rank among all four-digit codes (13.3 bits 
 distillation with one temperature. Control: the same share of tokens shielded, chosen without looking. `left_out`: private tokens are
 simply not taught. The claim is exposure below that of distillation at a loss on ordinary text within 0.02 nats per token (2 % of
 perplexity), margin fixed beforehand. Exposure falls by three quarters; the mean losses agree, but a student of 350 steps varies by more
-than the margin from seed to seed, so three seeds leave that part open. Leaving private tokens out protects as well as shielding them.
+than the margin from seed to seed, so three seeds leave that part open. Leaving private tokens out protects as well as shielding them. Before, with eight canaries repeated 40
+times, distillation itself leaked 2 bits only on the validation seed: the number and repeats of the canaries were chosen from that.
 """
 
 from __future__ import annotations
