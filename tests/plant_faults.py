@@ -41,7 +41,13 @@ FAULTS = [
         "scores * temperature",
         "tests/objectives",
     ),
-    ("T^2 dropped", "objectives/targets.py", "self.temperature**2", "1.0", "tests/objectives"),
+    (
+        "T^2 dropped",
+        "objectives/targets.py",
+        "return self.temperature**2 * divergences.kl_divergence(log_p, log_q)",
+        "return divergences.kl_divergence(log_p, log_q)",
+        "tests/objectives",
+    ),
     (
         "normalized: the true class among the others",
         "objectives/partitions.py",
@@ -142,8 +148,8 @@ FAULTS = [
     (
         "teacher not detached",
         "objectives/targets.py",
-        "student.logits, teacher.logits.detach()",
-        "student.logits, teacher.logits",
+        "teacher.logits.detach(), batch)\n        return positions.mean(self.compare(own, target), weights)",
+        "teacher.logits, batch)\n        return positions.mean(self.compare(own, target), weights)",
         "tests/laws",
     ),
     (
