@@ -18,13 +18,11 @@ from limbeck.errors import UsageError
 def decay_matrix(log_decay: Tensor) -> Tensor:
     """prod_{s < k <= t} a_k for s <= t, else 0.  log a (B, H, L) -> (B, H, L, L)
 
-    Each entry is the exponential of a sum of its own terms, so that no long product is divided by another one.
+    Each entry is the exponential of a difference of sums in double precision, so that no long product is divided by another one.
     """
-    length = log_decay.shape[-1]
-    inside = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril(-1)
-    terms = log_decay.float()[..., None].expand(*log_decay.shape, length).masked_fill(~inside, 0)
-    later = torch.ones_like(inside).triu(1)
-    return terms.cumsum(-2).masked_fill(later, float("-inf")).exp()
+    total = log_decay.double().cumsum(-1)
+    later = torch.ones(2 * log_decay.shape[-1:], dtype=torch.bool, device=log_decay.device).triu(1)
+    return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp().float()
 
 
 def transfer_matrix(log_decay: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
