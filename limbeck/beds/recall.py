@@ -123,7 +123,7 @@ class Recall(Bed):
             model = self.model(**sizes)
             for block in model.blocks if state else ():
                 heads = block.attention.query.out_features // block.attention.head_width
-                block.attention = StateSpaceMixer(block.attention.query.in_features, heads, state)
+                block.attention = StateSpaceMixer(block.attention.query.in_features, heads, state, retention=0.98)
             return model
 
     def fit(

@@ -33,6 +33,7 @@ from limbeck.training.procedures import Distil, Procedure
 from limbeck.training.randomness import derived_seed
 
 BED = LanguageBed(length=64, teacher_steps=1500)
+RETENTION = 0.98
 MODEL = {"depth": 4, "width": 64, "heads": 4}
 
 
@@ -55,7 +56,7 @@ def converted(model: nn.Module, seed: int, keep: tuple[str, ...] = ()) -> nn.Mod
     student = copy.deepcopy(model)
     attention = student.blocks[0].attention.query
     heads = attention.out_features // student.blocks[0].attention.head_width
-    sizes = {"width": attention.in_features, "heads": heads, "state": 16}
+    sizes = {"width": attention.in_features, "heads": heads, "state": 16, "retention": RETENTION}
     mixer = Replace(
         "blocks.*.attention", "limbeck.models.state_space:StateSpaceMixer", sizes, keep, derived_seed(seed, "mixers")
     )
