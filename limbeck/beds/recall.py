@@ -13,6 +13,7 @@ from limbeck.beds.base import Bed
 from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.models.gpt import GPT, gpt
+from limbeck.models.initialize import unit_variance
 from limbeck.models.state_space import StateSpaceMixer
 from limbeck.signals import call, first_tensor
 from limbeck.tasks.base import IGNORED
@@ -40,18 +41,6 @@ def recall_sequences(count: int, pairs: int, queries: int, vocabulary: int, seed
     labels = torch.full_like(ids, IGNORED)
     labels[:, 2 * pairs :] = values.gather(1, asked)
     return ids, labels
-
-
-@torch.no_grad()
-def unit_variance(model: nn.Module) -> nn.Module:
-    """Draw weights anew so that what flows through a narrow model keeps its size: embeddings of deviation 1, linear maps of
-    deviation 1 / sqrt(inputs). In place; the model is returned."""
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.weight.normal_()
-        elif isinstance(module, nn.Linear):
-            module.weight.normal_(std=module.in_features**-0.5)
-    return model
 
 
 @dataclass(frozen=True)
