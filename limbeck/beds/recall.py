@@ -20,7 +20,6 @@ from limbeck.tasks.base import IGNORED
 from limbeck.tasks.custom import CustomTask
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Procedure, Supervised
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 if TYPE_CHECKING:
     from limbeck.experiments.run import Run
@@ -107,13 +106,16 @@ class Recall(Bed):
     def student(self, run: Run, state: int | None = None, **sizes: Any) -> GPT:
         """An untrained model whose weights follow from the run's seed. state: mixers with a state of so many numbers per channel take the
         place of attention."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
+
+        def made() -> GPT:
             model = self.model(**sizes)
             for block in model.blocks if state else ():
                 heads = block.attention.query.out_features // block.attention.head_width
-                block.attention = StateSpaceMixer(block.attention.query.in_features, heads, state, retention=0.98)
+                width = block.attention.query.in_features
+                block.attention = StateSpaceMixer(width, heads, state, retention=0.98)
             return model
+
+        return run.fresh(made)
 
     def fit(
         self,

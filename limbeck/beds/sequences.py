@@ -16,6 +16,7 @@ from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.models.encoder_decoder import encoder_decoder
+from limbeck.models.initialize import unit_variance
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import call
 from limbeck.tasks.base import SPLITS
@@ -152,7 +153,12 @@ class SequenceBed(Bed):
 
     def untrained(self, run: Run, make: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
         """`encoder_decoder` or `prefix_decoder` for this bed, with first weights that follow from the run's seed."""
-        return run.fresh(lambda: make(self.task.vocabulary_size, self.longest, self.target, **sizes))
+
+        def made() -> nn.Module:
+            model = make(self.task.vocabulary_size, self.longest, self.target, **sizes)
+            return unit_variance(model, self.embeddings) if self.embeddings else model
+
+        return run.fresh(made)
 
     def fit(
         self,
