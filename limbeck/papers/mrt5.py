@@ -3,7 +3,7 @@
     G = k sigmoid(-(w . LN(h) + b)), k = -30;   training: scores + G, softmax1;   test: tokens with G < k / 2 are taken out
     L = cross-entropy + a mean(G),   a from a proportional-integral controller that holds the deleted share at a target
 
-Source: Kallini et al., 2025, sections 3.1 to 3.3; gate, softmax1, hard deletion and controller agree with the authors' public code, which
+Source: Kallini et al., 2025, sections 3.1 to 3.3; gate, softmax1 and controller agree with the authors' public code, which
 was read (the sign inside the sigmoid is theirs).
 Miniature: which of 32 European languages 64 bytes of the Declaration of Human Rights are in. One encoder-decoder (4 + 1 blocks) without gate
 is trained for all arms; each goes on for 250 steps, deleting three quarters of the bytes after the first encoder block: by the gate, at
