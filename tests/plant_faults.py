@@ -741,6 +741,8 @@ FAULTS = [
         "error = self.target - rate",
         "error = rate - self.target",
         "tests/training/test_training_rates.py",
+    ),
+    (
         "diffusion: velocity's sign",
         "diffusion/schedules.py",
         "a * noisy - s * output",
