@@ -1,5 +1,6 @@
 """Laws that every public objective keeps. A new objective without an entry in CASES fails the first test."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -11,27 +12,39 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     AdaptiveKL,
+    AngleRelations,
     AtExit,
+    AttentionTransfer,
     BalancedDivergence,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
+    DistanceRelations,
     EmbeddingDistance,
     EnhancedTargets,
     ExcessTargets,
     ExpertBalance,
+    FeatureCorrelation,
+    GramInformation,
     Hint,
     JensenShannon,
+    KernelAlignment,
     LargeVocabulary,
+    MarginHint,
     MatrixOrientation,
     MeanSquaredError,
+    MemoryContrast,
     MixedTargets,
     MutualInformation,
+    NeuronSelectivity,
     NormalizedKD,
+    NormDirection,
     Objective,
     ReverseKL,
+    ReviewHints,
     ShieldedTargets,
     SimilarityDistillation,
+    SingularHints,
     SkewKL,
     SoftTargets,
     StandardizedTargets,
@@ -40,6 +53,7 @@ from limbeck.objectives import (
     TotalVariation,
     TransformedTargets,
     UniversalSelfKD,
+    VariationalHint,
     WeightedSoftTargets,
 )
 from limbeck.signals import Signals
@@ -79,6 +93,7 @@ class Case:
 
 
 IDENTITY = (("head:weight", torch.eye(D)), ("head:bias", torch.zeros(D)))
+STATISTICS = (("bn:weight", torch.ones(D)), ("bn:bias", torch.zeros(D)))
 CASES = {
     "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
     "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
@@ -145,6 +160,37 @@ CASES = {
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
     "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
     "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
+    "similarity-kernel": Case(SimilarityDistillation(loss="kernel"), per_example=False),
+    "similarity-gram": Case(SimilarityDistillation(loss="gram"), MAPS, per_example=False),
+    "similarity-gram-tokens": Case(SimilarityDistillation(loss="gram"), TOKENS, per_example=False),
+    "distances": Case(DistanceRelations(), per_example=False),
+    "angles": Case(AngleRelations(), MAPS, per_example=False),
+    "kernel_alignment": Case(KernelAlignment(), TOKENS, per_example=False),
+    "correlation_of_features": Case(FeatureCorrelation(projector="none"), per_example=False, distance=False),
+    "correlation_of_features-projected": Case(FeatureCorrelation(), MAPS, per_example=False, learned=True),
+    "gram_information": Case(GramInformation(), TOKENS, per_example=False, distance=False),
+    "gram_information-plain": Case(GramInformation(logarithm=False), per_example=False, distance=False),
+    "attention_transfer": Case(AttentionTransfer("layer"), MAPS),
+    "attention_transfer-mse": Case(AttentionTransfer("layer", loss="mse", power=3.0), TOKENS),
+    "attention_transfer-max": Case(AttentionTransfer("layer", statistic="max"), TOKENS),
+    "neuron_selectivity": Case(NeuronSelectivity("layer"), MAPS),
+    "neuron_selectivity-tokens": Case(NeuronSelectivity("layer", degree=3, offset=1.0), TOKENS),
+    "variational": Case(VariationalHint("layer"), MAPS, learned=True),
+    "variational-tokens": Case(VariationalHint("layer", variance=1.0), TOKENS, learned=True),
+    "margin": Case(
+        MarginHint("layer", norm="bn"), MAPS, constants=STATISTICS, learned=True, per_example=False, distance=False
+    ),
+    "singular": Case(SingularHints(("layer", "layer")), MAPS),
+    "singular-tokens": Case(SingularHints(("layer", "layer"), vectors=2), TOKENS),
+    "review": Case(ReviewHints("layer"), MAPS, learned=True, per_example=False),
+    "review-vectors": Case(ReviewHints("layer"), learned=True, per_example=False),
+    "norm_direction": Case(NormDirection("layer"), distance=False),
+    "norm_direction-classes": Case(NormDirection("layer", average="classes"), per_example=False, distance=False),
+    "norm_direction-cosine": Case(NormDirection("layer", norm=False), distance=False),
+    "memory_contrast": Case(MemoryContrast(B, "layer", "layer", width=3), learned=True, per_example=False),
+    "memory_contrast-all": Case(
+        MemoryContrast(B, "layer", "layer", others="examples", normalize=True), TOKENS, learned=True, per_example=False
+    ),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
@@ -174,7 +220,7 @@ def answers(case: Case, teacher: Tensor) -> Signals:
     """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
     fixed = dict(case.constants)
     names = sorted((case.objective.reads.teacher or {case.signal}) - fixed.keys())
-    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(names)} | fixed)
+    return Signals({name: teacher * (-0.5) ** at for at, name in enumerate(names)} | fixed)
 
 
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
@@ -190,7 +236,11 @@ def connectors(case: Case, objective: Objective) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     student, teacher, _ = example(case)
     made = case.objective.connectors(Signals({case.signal: student}), answers(case, teacher))
-    return made if objective is case.objective else {f"{i}_{n}": m for i in range(2) for n, m in made.items()}
+    return (
+        made
+        if objective is case.objective
+        else {f"{i}_{n}": copy.deepcopy(m) for i in range(2) for n, m in made.items()}
+    )
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
@@ -416,6 +466,28 @@ NONSENSE = [
     (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
     (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
     (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: AttentionTransfer("layer*"), "one signal"),
+    (lambda: AttentionTransfer("layer", power=0), "power"),
+    (lambda: AttentionTransfer("layer", statistic="mean"), "statistic"),
+    (lambda: NeuronSelectivity("layer", degree=0), "degree"),
+    (lambda: NeuronSelectivity("layer", offset=-1.0), "offset"),
+    (lambda: DistanceRelations(delta=0.0), "delta"),
+    (lambda: AngleRelations(""), "one signal"),
+    (lambda: KernelAlignment(student="*"), "one signal"),
+    (lambda: FeatureCorrelation(alpha=0.0), "alpha"),
+    (lambda: GramInformation(projector="convolution"), "projector"),
+    (lambda: VariationalHint("layer", variance=-1.0), "variance"),
+    (lambda: MarginHint("layer", norm="bn:weight"), "colon"),
+    (lambda: SingularHints("layer"), "at least 2"),
+    (lambda: SingularHints(("a", "b"), ("a",)), "at least 2"),
+    (lambda: SingularHints(("a", "b"), vectors=0), "vectors"),
+    (lambda: ReviewHints(("a", "b"), ("a",)), "layers of the student"),
+    (lambda: ReviewHints("a", width=0), "width"),
+    (lambda: NormDirection("layer", average="batch"), "average"),
+    (lambda: MemoryContrast(1), "examples"),
+    (lambda: MemoryContrast(9, momentum=1.0), "momentum"),
+    (lambda: MemoryContrast(9, negatives=0), "negatives"),
+    (lambda: MemoryContrast(9, others="classmates"), "others"),
     (lambda: MatrixOrientation("*"), "one signal"),
     (lambda: ExpertBalance(top=0), "top"),
     (lambda: ExpertBalance(""), "router"),
