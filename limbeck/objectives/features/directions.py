@@ -76,6 +76,7 @@ class NormDirection(_Projected):
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         with torch.autocast(student[self.student].device.type, enabled=False):
             own, target, weights = self._pair(student, teacher, batch, connectors)
+            own = positions.precise(own)
             towards = divergences.directions(positions.blank(self._means(teacher, target), weights))
             along, length = (own * towards).sum(-1), torch.linalg.vector_norm(own, dim=-1)
             if self.norm:
