@@ -27,6 +27,7 @@ from limbeck.objectives.features import (
     VariationalHint,
 )
 from limbeck.objectives.large_vocabulary import LargeVocabulary
+from limbeck.objectives.layers import layer_map, over_layers
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
@@ -90,4 +91,6 @@ __all__ = [
     "UniversalSelfKD",
     "VariationalHint",
     "WeightedSoftTargets",
+    "layer_map",
+    "over_layers",
 ]
