@@ -1,10 +1,10 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
 from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
-    CorrelationTargets,
     JensenShannon,
     ReverseKL,
     SkewKL,
@@ -20,6 +20,7 @@ from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
+from limbeck.objectives.ranking import RankedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
@@ -43,12 +44,15 @@ __all__ = [
     "MatrixOrientation",
     "MeanSquaredError",
     "MixedTargets",
+    "MultiLevelTargets",
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "RankedTargets",
     "ReverseKL",
     "ShieldedTargets",
     "SimilarityDistillation",
+    "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
     "StandardizedTargets",
