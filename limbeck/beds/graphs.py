@@ -17,7 +17,6 @@ from limbeck.signals import call
 from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.training import TrainingConfig
 from limbeck.training.procedures import Distil, Supervised
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 if TYPE_CHECKING:
     from limbeck.experiments.run import Run
@@ -35,8 +34,25 @@ def _graphs(collection: str) -> GraphClassification:
     return GraphClassification(collection)
 
 
+class GraphBed(Bed):
+    """What both beds share: a subclass is a frozen dataclass with a `task`, a `config` and the `network` that is its teacher."""
+
+    def teacher(self, run: Run) -> GraphNetwork:
+        """The graph network of this run's seed, trained once for all arms."""
+        key = {"bed": self.digest(), "model": "gcn", "seed": run.seed, "version": VERSION}
+
+        def train(model) -> None:
+            run.train(Supervised(model, self.task), self.task, self.config(), counted=False)
+
+        return run.trained(key, self.network, train)
+
+    def reference(self, run: Run) -> dict[str, float]:
+        model = self.teacher(run)
+        return self.task.evaluate(lambda batch: call(model, batch), run.split)
+
+
 @dataclass(frozen=True)
-class Nodes(Bed):
+class Nodes(GraphBed):
     """Node classification, full batch: the public splits of Cora or Citeseer with few labelled nodes."""
 
     name: str = "cora"
@@ -69,31 +85,16 @@ class Nodes(Bed):
 
     def distil(self, run: Run, objective: Objective, dropout: float = 0.5, teacher: bool = True) -> nn.Module:
         """A perceptron of the run's seed, trained on all nodes; without `teacher` the objective must read none."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
-            student = self.perceptron(dropout)
+        student = run.fresh(lambda: self.perceptron(dropout))
         run.train(Distil(student, self.teacher(run) if teacher else None, objective), self.task, self.config())
         return student.eval()
-
-    def teacher(self, run: Run) -> GraphNetwork:
-        """The graph network of this run's seed, trained once for all arms."""
-        key = {"bed": self.digest(), "model": "gcn", "seed": run.seed, "version": VERSION}
-
-        def train(model) -> None:
-            run.train(Supervised(model, self.task), self.task, self.config(), counted=False)
-
-        return run.trained(key, self.network, train)
 
     def digest(self) -> str:
         return digest([self.task.digest(), self.width, self.config().identity()])
 
-    def reference(self, run: Run) -> dict[str, float]:
-        model = self.teacher(run)
-        return self.task.evaluate(lambda batch: call(model, batch), run.split)
-
 
 @dataclass(frozen=True)
-class Collections(Bed):
+class Collections(GraphBed):
     """Classification of whole graphs: MUTAG (molecules) or PROTEINS, with a graph network that takes the mean over nodes."""
 
     name: str = "mutag"
@@ -115,18 +116,5 @@ class Collections(Bed):
         task = self.task
         return gcn(task.features, len(task.classes), width or self.width, self.depth, dropout=0.1, readout=True)
 
-    def teacher(self, run: Run) -> GraphNetwork:
-        """The graph network of this run's seed, trained once for all arms."""
-        key = {"bed": self.digest(), "model": "gcn", "seed": run.seed, "version": VERSION}
-
-        def train(model) -> None:
-            run.train(Supervised(model, self.task), self.task, self.config(), counted=False)
-
-        return run.trained(key, self.network, train)
-
     def digest(self) -> str:
         return digest([self.task.digest(), self.width, self.depth, self.config().identity()])
-
-    def reference(self, run: Run) -> dict[str, float]:
-        model = self.teacher(run)
-        return self.task.evaluate(lambda batch: call(model, batch), run.split)

@@ -23,7 +23,6 @@ from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import call, first_tensor
 from limbeck.tasks import ImageClassification
 from limbeck.training import Distil, Procedure, TrainingConfig
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 VERSION = 1  # raise it when the way teachers are trained changes
 
@@ -97,9 +96,7 @@ class ImageBed(Bed):
 
     def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
-            return make() if make else self.student.make(self.channels)
+        return run.fresh(make or (lambda: self.student.make(self.channels)))
 
     def trained_teacher(
         self, run: Run, make: Callable[[], nn.Module] | None = None, architecture: Any = None, **changes: Any

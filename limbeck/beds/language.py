@@ -23,7 +23,6 @@ from limbeck.signals import call
 from limbeck.tasks.language import LanguageModelling
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Distil, Procedure
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 TEACHER = {"depth": 4, "width": 128, "heads": 4}
 STUDENT = {"depth": 1, "width": 64, "heads": 4}
@@ -118,9 +117,7 @@ class LanguageBed(Bed):
 
     def student(self, run: Run, **sizes: Any) -> GPT:
         """An untrained student whose first weights follow from the run's seed only; by default one layer of width 64."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
-            return self.model(**sizes)
+        return run.fresh(lambda: self.model(**sizes))
 
     def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
         """Perplexity and loss (nats per token) in float32 on `blocks` blocks of the run's split."""

@@ -22,7 +22,6 @@ from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Distil, Procedure
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 
 def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -117,9 +116,7 @@ class SequenceBed(Bed):
 
     def untrained(self, run: Run, make: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
         """`encoder_decoder` or `prefix_decoder` for this bed, with first weights that follow from the run's seed."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
-            return make(self.task.vocabulary_size, self.longest, self.target, **sizes)
+        return run.fresh(lambda: make(self.task.vocabulary_size, self.longest, self.target, **sizes))
 
     def fit(
         self,

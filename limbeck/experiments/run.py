@@ -61,6 +61,12 @@ class Run:
         """A torch.Generator that depends on the seed and the purpose only."""
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
+    def fresh(self, make: Callable[[], nn.Module], purpose: str = "student") -> nn.Module:
+        """An untrained module whose first weights depend on the run's seed and the purpose only: all arms begin alike."""
+        with restored_generators():
+            seed_everything(derived_seed(self.seed, purpose))
+            return make()
+
     def trained(
         self, key: Mapping[str, Any], make: Callable[[], nn.Module], train: Callable[[nn.Module], Any]
     ) -> nn.Module:

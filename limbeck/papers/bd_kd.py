@@ -23,14 +23,11 @@ from limbeck.beds.images import MNIST_FEW as BED
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import BalancedDivergence, CrossEntropy, Objective, ReverseKL, SoftTargets
 from limbeck.training import Online
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 
 def together(run: Run, student: Objective, teacher: Objective, bed, **changes) -> dict[str, float]:
     """Train the bed's student and a fresh teacher together and measure the student."""
-    with restored_generators():
-        seed_everything(derived_seed(run.seed, "teacher"))
-        wide = bed.teacher.make(bed.channels)
+    wide = run.fresh(lambda: bed.teacher.make(bed.channels), "teacher")
     return bed.fit(
         run,
         Online({"student": bed.new_student(run), "teacher": wide}, {"student": student, "teacher": teacher}),

@@ -1,13 +1,11 @@
 """BD-KD's paper file: its arms run, spend alike, and are what the paper says."""
 
-import math
 from dataclasses import replace
 
 import pytest
+from arms import assert_alike, run_arms
 
 from limbeck.beds.images import DIGITS
-from limbeck.experiments.run import Run
-from limbeck.experiments.store import Store
 from limbeck.papers.bd_kd import paper
 
 TINY = replace(DIGITS, training=replace(DIGITS.training, epochs=2))
@@ -15,18 +13,11 @@ TINY = replace(DIGITS, training=replace(DIGITS.training, epochs=2))
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    store, found = tmp_path_factory.mktemp("store"), {}
-    for name, arm in paper.arms.items():
-        run = Run(0, "validation", Store(store))
-        found[name] = arm.run(run, **arm.candidates()[0], bed=TINY, steps=12), run
-    return found
+    return run_arms(paper, tmp_path_factory.mktemp("store"), bed=TINY, steps=12)
 
 
 def test_every_arm_runs_and_spends_alike(results):
-    assert all(math.isfinite(value) for found, _ in results.values() for value in found.values())
-    assert all(row.metric in found for row in paper.compared for found, _ in results.values())
-    for cost in ("steps", "samples", "parameters"):
-        assert len({run.costs[cost] for _, run in results.values()}) == 1
+    assert_alike(paper, results)
 
 
 def test_no_arm_needs_a_trained_teacher(results):

@@ -1,13 +1,11 @@
 """NKD's paper file: its arms run, spend alike, and are what the paper says."""
 
-import math
 from dataclasses import replace
 
 import pytest
+from arms import assert_alike, run_arms
 
 from limbeck.beds.images import DIGITS
-from limbeck.experiments.run import Run
-from limbeck.experiments.store import Store
 from limbeck.papers.nkd import paper
 
 TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=1))
@@ -15,19 +13,13 @@ TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    store, found = tmp_path_factory.mktemp("store"), {}
-    for name, arm in paper.arms.items():
-        run = Run(0, "validation", Store(store))
-        found[name] = arm.run(run, **arm.candidates()[0], bed=TINY, steps=2), run
-    return found
+    return run_arms(paper, tmp_path_factory.mktemp("store"), bed=TINY, steps=2)
 
 
 def test_every_arm_runs_and_spends_alike(results):
-    assert all(math.isfinite(value) for found, _ in results.values() for value in found.values())
-    assert all(paper.metric in found for found, _ in results.values())
+    assert_alike(paper, results)  # the weak classifier is not among the parameters
     assert {run.costs["steps"] for _, run in results.values()} == {2}
     assert {run.costs["samples"] for _, run in results.values()} == {64}
-    assert len({run.costs["parameters"] for _, run in results.values()}) == 1  # the weak classifier is not kept
 
 
 def test_arms_with_a_teacher_use_one_and_the_others_none(results):

@@ -1,0 +1,24 @@
+"""What tests of paper files share: every arm run for a few steps on a tiny bed."""
+
+import math
+from pathlib import Path
+
+from limbeck.experiments import Paper, Run, Store
+
+
+def run_arms(paper: Paper, folder: Path, **how) -> dict[str, tuple[dict[str, float], Run]]:
+    """Every arm with the first of its settings: name -> (what it measured, its run). how: further arguments of every arm."""
+    found = {}
+    for name, arm in paper.arms.items():
+        run = Run(0, "validation", Store(folder))
+        found[name] = arm.run(run, **arm.candidates()[0], **how), run
+    return found
+
+
+def assert_alike(paper: Paper, results: dict[str, tuple[dict[str, float], Run]], *costs: str) -> None:
+    """Every arm measured finite numbers, what is compared among them, and spent as much as the others."""
+    for found, _ in results.values():
+        assert all(math.isfinite(value) for value in found.values())
+        assert all(row.metric in found for row in paper.compared)
+    for cost in costs or ("steps", "samples", "parameters"):
+        assert len({run.costs[cost] for _, run in results.values()}) == 1, cost
