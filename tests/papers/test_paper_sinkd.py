@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from paper_arms import run_arms, spend_alike, taught
+from arms import assert_alike, run_arms
 
 from limbeck.beds.images import DIGITS
 from limbeck.papers.sinkd import paper
@@ -17,11 +17,12 @@ def results(tmp_path_factory):
 
 
 def test_every_arm_runs_and_spends_alike(results):
-    spend_alike(paper, results)
+    assert_alike(paper, results)
 
 
 def test_all_but_the_control_have_a_teacher(results):
-    assert taught(results) == set(results) - {"control"}
+    taught = {name for name, (_, run) in results.items() if run.store.used}
+    assert taught == set(results) - {"control"}
 
 
 def test_the_arms_differ(results):
