@@ -644,6 +644,27 @@ FAULTS = [
         "tests/objectives/test_objective_batchwise.py",
     ),
     (
+        "interpolation: student and teacher swapped",
+        "objectives/interpolation.py",
+        "torch.lerp(positions.precise(own.detach()), positions.precise(target),",
+        "torch.lerp(positions.precise(target), positions.precise(own.detach()),",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
+        "interpolation: a rise of the loss hurries",
+        "objectives/interpolation.py",
+        "(self.previous - loss)",
+        "(loss - self.previous)",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
+        "interpolation: nobody tells the share of a step",
+        "training/procedures.py",
+        "            connector.after_step(state)",
+        "            pass",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",

@@ -16,6 +16,7 @@ from limbeck.objectives.distributions import (
 )
 from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
@@ -38,6 +39,7 @@ __all__ = [
     "ExcessTargets",
     "ExpertBalance",
     "Hint",
+    "InterpolatedTargets",
     "JensenShannon",
     "LargeVocabulary",
     "Loss",
