@@ -665,6 +665,20 @@ FAULTS = [
         "tests/objectives/test_interpolation.py",
     ),
     (
+        "standardized: the teacher is not",
+        "objectives/standardized.py",
+        "rescaled(teacher) if",
+        "teacher if",
+        "tests/objectives/test_objective_distributions.py",
+    ),
+    (
+        "partial mixup: nobody is left alone",
+        "training/mixing.py",
+        "torch.where(mixed, drawn, torch.ones_like(drawn))",
+        "drawn",
+        "tests/training/test_training_mixing.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",

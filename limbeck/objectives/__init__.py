@@ -8,7 +8,6 @@ from limbeck.objectives.distributions import (
     JensenShannon,
     ReverseKL,
     SkewKL,
-    StandardizedTargets,
     SymmetricKL,
     TotalVariation,
     TransformedTargets,
@@ -25,6 +24,7 @@ from limbeck.objectives.ranking import RankedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.standardized import Standardized, StandardizedTargets
 from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
+    "Standardized",
     "StandardizedTargets",
     "Sum",
     "SymmetricKL",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.objectives import divergences, positions
+from limbeck.objectives import divergences
 from limbeck.objectives.checks import require_choice, require_positive
 from limbeck.objectives.divergences import kl_divergence, log_probabilities
 from limbeck.objectives.partitions import LabelledTargets
@@ -190,39 +190,6 @@ class AdaptiveKL(_Tempered):
             total = head + tail
             weight = torch.where(total > 0, head / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
         return weight * kl_divergence(log_p, log_q) + (1 - weight) * kl_divergence(log_q, log_p)
-
-
-@dataclass(frozen=True)
-class StandardizedTargets(_Tempered):
-    """Soft targets on standardized logits: the student has to match the relations among the teacher's logits, not their size.
-
-    L = T^2 mean over positions of KL(softmax(Z(z_t) / T) || softmax(Z(z_s) / T)),   Z(z) = (z - mean z) / std z
-
-    mean and (population) std are over the classes of a position; a constant row stays constant. Adding to or scaling the student's logits
-    changes nothing, so it is used beside `CrossEntropy`. Shapes: logits (B, C) or (B, L, C). T is the paper's base temperature, 2.
-    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. Deviation: the authors' code divides by
-    the unbiased deviation plus 1e-7.
-    """
-
-    temperature: float = 2.0
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return super().compare(standardized(student), standardized(teacher))
-
-    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return kl_divergence(log_p, log_q)
-
-
-def standardized(logits: Tensor) -> Tensor:
-    """(z - mean z) / std z over the last axis, with the population deviation, float32; zeros where all are equal."""
-    z = positions.precise(logits)
-    z = z - z.mean(-1, keepdim=True)
-    scale = (
-        z.abs().amax(-1, keepdim=True).detach().clamp_min(torch.finfo(z.dtype).tiny)
-    )  # squares neither overflow nor vanish
-    z = z / scale
-    deviation = z.square().mean(-1, keepdim=True)
-    return z * torch.where(deviation > 0, deviation, torch.ones_like(deviation)).rsqrt()
 
 
 @dataclass(frozen=True)

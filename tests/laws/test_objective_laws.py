@@ -38,7 +38,9 @@ from limbeck.objectives import (
     SinkhornTargets,
     SkewKL,
     SoftTargets,
+    Standardized,
     StandardizedTargets,
+    Sum,
     SymmetricKL,
     TokenRelations,
     TotalVariation,
@@ -74,7 +76,7 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        labelled = isinstance(objective, (CrossEntropy, UniversalSelfKD))
+        labelled = isinstance(objective, (CrossEntropy, Sum, UniversalSelfKD))
         return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
@@ -112,6 +114,9 @@ CASES = {
     "ranked-tokens": Case(RankedTargets(temperature=2.0), TOKENS, distance=False),
     "interpolated": Case(InterpolatedTargets(), learned=True),
     "interpolated-tokens": Case(InterpolatedTargets(0.2, progress="cross_entropy"), TOKENS, learned=True),
+    "standardized-any": Case(Standardized(SoftTargets(temperature=1.0))),
+    "standardized-sum": Case(Standardized(CrossEntropy() + 9 * SoftTargets(temperature=1.0)), TOKENS, distance=False),
+    "standardized-labels": Case(Standardized(CrossEntropy()), reads_teacher=False),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
@@ -433,6 +438,8 @@ NONSENSE = [
     (lambda: InterpolatedTargets(rate=-1.0), "rate"),
     (lambda: InterpolatedTargets(momentum=1.0), "momentum"),
     (lambda: InterpolatedTargets(progress="loss"), "progress"),
+    (lambda: Standardized(Hint("layer")), "logits alone"),
+    (lambda: Standardized("soft"), "logits alone"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
