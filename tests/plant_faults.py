@@ -679,6 +679,20 @@ FAULTS = [
         "tests/training/test_training_mixing.py",
     ),
     (
+        "selection: the highest over examples, not per class",
+        "datasets/select.py",
+        "dim=0)",
+        "dim=1)",
+        "tests/datasets/test_datasets_select.py",
+    ),
+    (
+        "extended task: labels of the pool are kept",
+        "tasks/extended.py",
+        """        added["labels"] = torch.full_like(added["labels"], IGNORED)""",
+        "",
+        "tests/tasks/test_tasks_extended.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",
