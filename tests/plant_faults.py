@@ -8,6 +8,7 @@ test fails; a test run that cannot start does not count. The exit code is 0 when
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# name, file, text, what it becomes, tests that should notice
+# name, file, text, what it becomes, tests that should notice; more of them in tests/faults
 FAULTS = [
     (
         "KL sides swapped",
@@ -831,6 +832,8 @@ FAULTS = [
         "error = self.target - rate",
         "error = rate - self.target",
         "tests/training/test_training_rates.py",
+    ),
+    (
         "diffusion: velocity's sign",
         "diffusion/schedules.py",
         "a * noisy - s * output",
@@ -966,9 +969,20 @@ def caught(file: str, text: str, becomes: str, tests: str) -> tuple[bool, str]:
     )[0]
 
 
+def every() -> list[tuple[str, str, str, str, str]]:
+    """The faults here and those in the files of tests/faults."""
+    found = list(FAULTS)
+    for path in sorted(Path(__file__).with_name("faults").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.FAULTS
+    return found
+
+
 def main() -> int:
     words = sys.argv[1:]
-    chosen = [fault for fault in FAULTS if not words or any(word in fault[0] for word in words)]
+    chosen = [fault for fault in every() if not words or any(word in fault[0] for word in words)]
     missed = 0
     for name, file, text, becomes, tests in chosen:
         began = time.perf_counter()
