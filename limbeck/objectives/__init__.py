@@ -1,5 +1,7 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
+from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.distributions import (
@@ -23,7 +25,14 @@ from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
-from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.targets import (
+    BalancedDivergence,
+    CrossEntropy,
+    HardTargets,
+    MeanSquaredError,
+    MixedTargets,
+    SoftTargets,
+)
 
 __all__ = [
     "AdaptiveKL",
@@ -32,10 +41,12 @@ __all__ = [
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "Discriminator",
     "EmbeddingDistance",
     "EnhancedTargets",
     "ExcessTargets",
     "ExpertBalance",
+    "HardTargets",
     "Hint",
     "JensenShannon",
     "LargeVocabulary",
@@ -46,7 +57,10 @@ __all__ = [
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "OnSignal",
+    "PriorAdjusted",
     "ReverseKL",
+    "Scheduled",
     "ShieldedTargets",
     "SimilarityDistillation",
     "SkewKL",
@@ -59,4 +73,5 @@ __all__ = [
     "TransformedTargets",
     "UniversalSelfKD",
     "WeightedSoftTargets",
+    "WhereCorrect",
 ]
