@@ -278,6 +278,16 @@ MNIST_FEW = replace(
     train=500,
     expects={"accuracy": (0.82, 0.95), "teacher_accuracy": (0.95, 1.0)},
 )
+MNIST_TAIL = replace(
+    MNIST,
+    name="mnist 14x14, imbalance 100",
+    train=5000,
+    teacher_train=None,
+    imbalance=100.0,
+    training=_schedule(10, 32),
+    teacher_training=_schedule(10, 32),
+    expects={"accuracy": (0.75, 0.95), "teacher_accuracy": (0.75, 0.97), "rare_accuracy": (0.4, 0.9)},
+)
 DIGITS = ImageBed(
     dataset="digits",
     name="digits 8x8",
