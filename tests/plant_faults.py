@@ -668,8 +668,8 @@ FAULTS = [
     (
         "standardized: the teacher is not",
         "objectives/standardized.py",
-        "rescaled(teacher) if",
-        "teacher if",
+        "rescaled(teacher[name]) for",
+        "teacher[name] for",
         "tests/objectives/test_objective_distributions.py",
     ),
     (

@@ -1,5 +1,7 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
+from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
 from limbeck.objectives.contrastive import MutualInformation
@@ -25,7 +27,14 @@ from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.standardized import Standardized, StandardizedTargets
-from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.targets import (
+    BalancedDivergence,
+    CrossEntropy,
+    HardTargets,
+    MeanSquaredError,
+    MixedTargets,
+    SoftTargets,
+)
 
 __all__ = [
     "AdaptiveKL",
@@ -34,10 +43,12 @@ __all__ = [
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "Discriminator",
     "EmbeddingDistance",
     "EnhancedTargets",
     "ExcessTargets",
     "ExpertBalance",
+    "HardTargets",
     "Hint",
     "InterpolatedTargets",
     "JensenShannon",
@@ -50,8 +61,11 @@ __all__ = [
     "MutualInformation",
     "NormalizedKD",
     "Objective",
+    "OnSignal",
+    "PriorAdjusted",
     "RankedTargets",
     "ReverseKL",
+    "Scheduled",
     "ShieldedTargets",
     "SimilarityDistillation",
     "SinkhornTargets",
@@ -66,4 +80,5 @@ __all__ = [
     "TransformedTargets",
     "UniversalSelfKD",
     "WeightedSoftTargets",
+    "WhereCorrect",
 ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.errors import UsageError
 from limbeck.objectives import positions
-from limbeck.objectives.base import Batch, Connectors, Loss, Objective, Sum
+from limbeck.objectives.adapters import Adapter
+from limbeck.objectives.base import Batch, Connectors, Objective, Sum
 from limbeck.objectives.targets import SoftTargets
-from limbeck.signals import LOGITS, Reads, Signals
+from limbeck.signals import Signals
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class StandardizedTargets(SoftTargets):
 
 
 @dataclass(frozen=True)
-class Standardized(Objective):
+class Standardized(Adapter):
     """Any objective on logits, applied to standardized logits of student and teacher: both are compared at the same spread.
 
     L = objective(Z(z_s), Z(z_t), batch),   Z(z) = (z - mean z) / std z over the classes of a position
@@ -62,34 +62,13 @@ class Standardized(Objective):
 
     objective: Objective
 
-    def __post_init__(self) -> None:
-        wanted = self.objective.reads if isinstance(self.objective, Objective) else None
-        if wanted is None or wanted.student != {LOGITS} or not wanted.teacher <= {LOGITS}:
-            raise UsageError(f"Standardized: objective={self.objective!r} must be an objective that reads logits alone")
-
-    @property
-    def name(self) -> str:
-        return f"Standardized({self.objective.name})"
-
-    @property
-    def reads(self) -> Reads:
-        return self.objective.reads
-
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        return self(student, teacher, batch, connectors).value
-
-    def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        return self.objective.connectors(student, teacher)
-
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
         terms = self.objective.terms if isinstance(self.objective, Sum) else ((self.objective, 1.0),)
         labelled = all(getattr(term, "positions", "labelled") == "labelled" for term, _ in terms)
 
-        def rescaled(signals: Signals) -> Signals:
-            logits = signals.logits
+        def rescaled(logits: Tensor) -> Tensor:
             weights = positions.weights(batch, logits.shape[:-1], labelled)
-            return Signals({LOGITS: standardized(positions.blank(logits, weights))})
+            return standardized(positions.blank(logits, weights))
 
-        own, target = rescaled(student), rescaled(teacher) if self.reads.teacher else Signals({})
-        loss = self.objective(own, target, batch, connectors)
-        return Loss(loss.value, {f"{type(self).__name__}({name})": part for name, part in loss.parts.items()})
+        known = {name: rescaled(teacher[name]) for name in self.reads.teacher}
+        return self.inner(rescaled(student.logits), Signals(known), batch)

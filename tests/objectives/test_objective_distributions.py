@@ -203,7 +203,7 @@ def test_any_objective_on_standardized_logits():
     assert float(same) == pytest.approx(float(value(StandardizedTargets(3.0), s, t, y)))
     wrapped = Standardized(CrossEntropy())
     assert torch.autograd.gradcheck(lambda s: value(wrapped, s, t, y), (s.requires_grad_(),))
-    assert set(wrapped(Signals({"logits": s}), Signals({}), {"labels": y}).parts) == {"Standardized(CrossEntropy)"}
+    assert wrapped.name == "Standardized(CrossEntropy)"
 
 
 def test_correlations_within_positions_and_within_classes():
