@@ -1,14 +1,15 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
+from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
-    CorrelationTargets,
     JensenShannon,
     ReverseKL,
     SkewKL,
-    StandardizedTargets,
     SymmetricKL,
     TotalVariation,
     TransformedTargets,
@@ -26,11 +27,13 @@ from limbeck.objectives.features import (
     SingularHints,
     VariationalHint,
 )
+from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, over_layers
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
+from limbeck.objectives.ranking import RankedTargets
 from limbeck.objectives.relations import (
     AngleRelations,
     DistanceRelations,
@@ -42,7 +45,15 @@ from limbeck.objectives.relations import (
 )
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
-from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.targets import (
+    BalancedDivergence,
+    CrossEntropy,
+    HardTargets,
+    MeanSquaredError,
+    MixedTargets,
+    SoftTargets,
+)
 
 __all__ = [
     "AdaptiveKL",
@@ -53,6 +64,7 @@ __all__ = [
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "Discriminator",
     "DistanceRelations",
     "EmbeddingDistance",
     "EnhancedTargets",
@@ -60,7 +72,9 @@ __all__ = [
     "ExpertBalance",
     "FeatureCorrelation",
     "GramInformation",
+    "HardTargets",
     "Hint",
+    "InterpolatedTargets",
     "JensenShannon",
     "KernelAlignment",
     "LargeVocabulary",
@@ -70,18 +84,25 @@ __all__ = [
     "MeanSquaredError",
     "MemoryContrast",
     "MixedTargets",
+    "MultiLevelTargets",
     "MutualInformation",
     "NeuronSelectivity",
     "NormDirection",
     "NormalizedKD",
     "Objective",
+    "OnSignal",
+    "PriorAdjusted",
+    "RankedTargets",
     "ReverseKL",
     "ReviewHints",
+    "Scheduled",
     "ShieldedTargets",
     "SimilarityDistillation",
     "SingularHints",
+    "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
+    "Standardized",
     "StandardizedTargets",
     "Sum",
     "SymmetricKL",
@@ -91,6 +112,7 @@ __all__ = [
     "UniversalSelfKD",
     "VariationalHint",
     "WeightedSoftTargets",
+    "WhereCorrect",
     "layer_map",
     "over_layers",
 ]
