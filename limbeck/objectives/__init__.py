@@ -41,6 +41,8 @@ from limbeck.objectives.relations import (
     GramInformation,
     KernelAlignment,
     SimilarityDistillation,
+    TokenContrast,
+    TokenGraph,
     TokenRelations,
 )
 from limbeck.objectives.routing import ExpertBalance
@@ -106,6 +108,8 @@ __all__ = [
     "StandardizedTargets",
     "Sum",
     "SymmetricKL",
+    "TokenContrast",
+    "TokenGraph",
     "TokenRelations",
     "TotalVariation",
     "TransformedTargets",

@@ -3,6 +3,7 @@
 from limbeck.objectives.relations.alignment import FeatureCorrelation, GramInformation, KernelAlignment
 from limbeck.objectives.relations.geometry import AngleRelations, DistanceRelations
 from limbeck.objectives.relations.similarities import SimilarityDistillation
+from limbeck.objectives.relations.token_graphs import TokenContrast, TokenGraph
 from limbeck.objectives.relations.tokens import TokenRelations
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "GramInformation",
     "KernelAlignment",
     "SimilarityDistillation",
+    "TokenContrast",
+    "TokenGraph",
     "TokenRelations",
 ]

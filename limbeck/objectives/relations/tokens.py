@@ -24,17 +24,20 @@ class TokenRelations(Objective):
     cut into `heads` vectors of width d = D / heads. With the scaled products S = A B^T / sqrt(d), (B, heads, L, L):
     loss="kl":   L = mean over heads and tokens i of KL(softmax_j(S_t)_i || softmax_j(S_s)_i)
     loss="mse":  L = mean over heads and pairs i, j of (S_t - S_s)_ij^2, the products themselves
+    loss="maps": L = mean over heads and pairs i, j of (softmax_j(S_t) - softmax_j(S_s))_ij^2
 
     student, teacher: one signal, related with itself, or two: ("PATH.query", "PATH.key") gives the attention maps,
     "PATH.value" the value relations; QQ and KK alike, of any layer. heads: relation heads, the same number in both
     models, whatever their own attention heads; widths and depths may differ, there is no projector. Several relations
-    are a sum of several objectives. causal: a token relates to itself and those before it.
+    are a sum of several objectives. causal: a token relates to itself and those before it. A map (B, C, H, W) is read as the
+    sequence of its places.
 
     Padding is neither a token i nor a token j; examples of weight 0 do not count.
     Raises UsageError for signals that are no sequences (B, L, D), of two lengths, or whose width `heads` does not divide.
     Source: Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
     Transformers", 2020, eq. 7-9 (QK and VV); Wang et al., "MiniLMv2", 2021, eq. 4-6 (QQ, KK, VV, relation heads). "mse" on
-    QK: Jiao et al., "TinyBERT", 2020, eq. 7.
+    QK: Jiao et al., "TinyBERT", 2020, eq. 7. "maps" on a hidden state: Zhang et al., "Knowledge Distillation via Token-level
+    Relationship Graph", 2023 (contextual loss).
     """
 
     student: str | Sequence[str]
@@ -54,15 +57,15 @@ class TokenRelations(Objective):
             object.__setattr__(self, name, value if isinstance(value, str) else pair)
         if isinstance(self.heads, bool) or not isinstance(self.heads, int) or self.heads < 1:
             raise UsageError(f"{self.name}: heads={self.heads!r} must be a whole number of at least 1")
-        require_choice(self, "loss", self.loss, ("kl", "mse"))
+        require_choice(self, "loss", self.loss, ("kl", "mse", "maps"))
 
     @property
     def reads(self) -> Reads:
         return Reads(frozenset(_pair(self.student)), frozenset(_pair(self.teacher)))
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        ours = [student[name] for name in _pair(self.student)]
-        theirs = [teacher[name].detach() for name in _pair(self.teacher)]
+        ours = [_sequence(student[name]) for name in _pair(self.student)]
+        theirs = [_sequence(teacher[name].detach()) for name in _pair(self.teacher)]
         weights = self._weights([*ours, *theirs], batch)
         own, target = (self._products(*(positions.blank(x, weights) for x in pair)) for pair in (ours, theirs))
         pairs = self._pairs(own, weights)
@@ -70,7 +73,10 @@ class TokenRelations(Objective):
             return positions.mean((own - target).square(), pairs)
         if pairs is not None:
             own, target = (s.masked_fill(pairs == 0, torch.finfo(s.dtype).min) for s in (own, target))
-        loss = divergences.kl_divergence(*(divergences.log_probabilities(s) for s in (target, own))).mean(1)
+        log_p, log_q = (divergences.log_probabilities(s) for s in (target, own))
+        if self.loss == "maps":
+            return positions.mean((log_p.exp() - log_q.exp()).square(), pairs)
+        loss = divergences.kl_divergence(log_p, log_q).mean(1)
         return positions.mean(loss, weights)
 
     def _weights(self, signals: Sequence[Tensor], batch: Batch) -> Tensor | None:
@@ -102,3 +108,8 @@ class TokenRelations(Objective):
 def _pair(signals: str | Sequence[str]) -> tuple[str, str]:
     """The two signals that are related: one name stands for both."""
     return (signals, signals) if isinstance(signals, str) else (signals[0], signals[-1])
+
+
+def _sequence(signal: Tensor) -> Tensor:
+    """A map (B, C, H, W) as the sequence of its places (B, H W, C); anything else as it is."""
+    return signal.movedim(1, -1).flatten(1, 2) if signal.dim() == 4 else signal
