@@ -11,7 +11,9 @@ Pieces: `NormDirection` of `limbeck.objectives`, `ClassMeans` and `class_means` 
 Deviations: a small residual network on 1000 CIFAR-10 images of 16x16; the teacher saw 20000, and its class means are over the 1000
 the student has. A linear projector between the widths, as in the paper where they differ (theirs adds batch normalization and dropout).
 Every arm with a teacher chooses among four settings on the validation split. `norm` is |s| / |t| and `cosine` <s, e_y> / |s| on
-the measured split, of projected features. Control `cosine`: the direction alone, `NormDirection(norm=False)`.
+the measured split, of projected features. `cosine`: the direction alone, `NormDirection(norm=False)`.
+What came out: KD gains a point and a half, and the direction alone gains as much; the length makes features longer, as it should, even
+longer than the teacher's, and changes nothing else. This is the only bed and grid that was tried.
 """
 
 from __future__ import annotations

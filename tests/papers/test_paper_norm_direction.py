@@ -4,10 +4,9 @@ import math
 from dataclasses import replace
 
 import pytest
+from arms import run_arms
 
 from limbeck.beds.images import DIGITS
-from limbeck.experiments.run import Run
-from limbeck.experiments.store import Store
 from limbeck.papers.norm_direction import paper
 
 TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=1))
@@ -15,18 +14,13 @@ TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    store, found = tmp_path_factory.mktemp("store"), {}
-    for name, arm in paper.arms.items():
-        run = Run(0, "validation", Store(store))
-        found[name] = arm.run(run, **arm.candidates()[0], bed=TINY, steps=2), run
-    return found
+    return run_arms(paper, tmp_path_factory.mktemp("store"), bed=TINY, steps=2)
 
 
 def test_every_arm_runs_and_spends_alike(results):
     assert all(math.isfinite(value) for found, _ in results.values() for value in found.values())
-    for cost, value in (("steps", 2), ("samples", 64)):
-        assert {run.costs[cost] for _, run in results.values()} == {value}
-    assert len({run.costs["parameters"] for _, run in results.values()}) == 1  # the projector is not kept
+    for cost in ("steps", "samples", "parameters"):  # the projector is not kept
+        assert len({run.costs[cost] for _, run in results.values()}) == 1
 
 
 def test_the_geometry_is_measured_where_there_is_a_projector(results):

@@ -119,9 +119,12 @@ class TokenGraph(_BatchTokens):
 def neighbour_graph(x: Tensor, neighbours: int, sigma: float) -> Tensor:
     """A of `TokenGraph`: (N, D) to (N, N), N at least 2, row i holding the nearest of i; itself is none of them."""
     count = len(x)
-    squared = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-    scale = squared.sum() / (count * (count - 1))
+    x = x - x.mean(0)
+    lengths = x.square().sum(1)
     itself = torch.eye(count, dtype=torch.bool, device=x.device)
+    squared = (lengths.unsqueeze(0) + lengths.unsqueeze(1) - 2 * x @ x.transpose(0, 1)).clamp(min=0)
+    squared = squared.masked_fill(itself, 0)
+    scale = squared.sum() / (count * (count - 1))
     nearest = squared.detach().masked_fill(itself, torch.inf).topk(min(neighbours, count - 1), largest=False).indices
     linked = torch.zeros_like(itself).scatter(1, nearest, True)
     return torch.exp(-squared / (2 * sigma * scale.clamp(min=torch.finfo(x.dtype).tiny))) * linked
