@@ -7,6 +7,7 @@ from limbeck.training.history import History
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.trainer import Trainer
+from limbeck.training.views import OnViews, TwoViews
 
 __all__ = [
     "Communication",
@@ -14,6 +15,7 @@ __all__ = [
     "Distil",
     "History",
     "Losses",
+    "OnViews",
     "Online",
     "Procedure",
     "State",
@@ -21,4 +23,5 @@ __all__ = [
     "TaskLoss",
     "Trainer",
     "TrainingConfig",
+    "TwoViews",
 ]
