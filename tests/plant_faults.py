@@ -694,6 +694,20 @@ FAULTS = [
         "tests/tasks/test_tasks_extended.py",
     ),
     (
+        "subclasses: directions keep their own scale",
+        "teachers/subclasses.py",
+        " / deviation @ turn",
+        " @ turn",
+        "tests/teachers/test_subclasses.py",
+    ),
+    (
+        "subclasses: the class's own probability is lost",
+        "teachers/subclasses.py",
+        "(classes.unsqueeze(-1) + log_prob",
+        "(0 * classes.unsqueeze(-1) + log_prob",
+        "tests/teachers/test_subclasses.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",

@@ -6,6 +6,7 @@ from limbeck.teachers.cached import CachedTeacher, build_cache
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
 __all__ = [
     "AveragedTeacher",
@@ -14,6 +15,9 @@ __all__ = [
     "EpochSnapshot",
     "FrozenTeacher",
     "PastPredictions",
+    "SubclassTeacher",
     "Teacher",
     "build_cache",
+    "class_clusters",
+    "class_projections",
 ]
