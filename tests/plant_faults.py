@@ -708,6 +708,20 @@ FAULTS = [
         "tests/teachers/test_subclasses.py",
     ),
     (
+        "information: sides swapped",
+        "objectives/information.py",
+        "kl_divergence(log_p, centre.to(log_p.dtype).clamp_min(tiny).log())",
+        "kl_divergence(centre.to(log_p.dtype).clamp_min(tiny).log(), log_p)",
+        "tests/objectives/test_information.py",
+    ),
+    (
+        "information: the average forgets at once",
+        "objectives/information.py",
+        "decay * self.centroids + (1 - decay) * mean",
+        "mean + 0 * decay",
+        "tests/objectives/test_information.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",

@@ -17,6 +17,7 @@ from limbeck.objectives.distributions import (
 )
 from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
@@ -40,6 +41,7 @@ __all__ = [
     "AdaptiveKL",
     "AtExit",
     "BalancedDivergence",
+    "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
