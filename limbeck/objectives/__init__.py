@@ -27,6 +27,8 @@ from limbeck.objectives.features import (
     SingularHints,
     VariationalHint,
 )
+from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, over_layers
@@ -63,6 +65,7 @@ __all__ = [
     "AtExit",
     "AttentionTransfer",
     "BalancedDivergence",
+    "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",

@@ -7,6 +7,7 @@ from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
 __all__ = [
     "AveragedTeacher",
@@ -16,7 +17,10 @@ __all__ = [
     "EpochSnapshot",
     "FrozenTeacher",
     "PastPredictions",
+    "SubclassTeacher",
     "Teacher",
     "build_cache",
     "class_means",
+    "class_clusters",
+    "class_projections",
 ]

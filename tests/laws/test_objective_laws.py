@@ -16,6 +16,7 @@ from limbeck.objectives import (
     AtExit,
     AttentionTransfer,
     BalancedDivergence,
+    ConditionalInformation,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
@@ -98,7 +99,7 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        labelled = isinstance(objective, (CrossEntropy, Sum, UniversalSelfKD))
+        labelled = isinstance(objective, (ConditionalInformation, CrossEntropy, Sum, UniversalSelfKD))
         return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
@@ -140,6 +141,8 @@ CASES = {
     "standardized-any": Case(Standardized(SoftTargets(temperature=1.0))),
     "standardized-sum": Case(Standardized(CrossEntropy() + 9 * SoftTargets(temperature=1.0)), TOKENS, distance=False),
     "standardized-labels": Case(Standardized(CrossEntropy()), reads_teacher=False),
+    "information": Case(ConditionalInformation(), reads_teacher=False, per_example=False, learned=True),
+    "information-tokens": Case(ConditionalInformation(), TOKENS, reads_teacher=False, per_example=False, learned=True),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
@@ -517,6 +520,10 @@ NONSENSE = [
     (lambda: InterpolatedTargets(progress="loss"), "progress"),
     (lambda: Standardized(Hint("layer")), "logits alone"),
     (lambda: Standardized("soft"), "logits alone"),
+    (lambda: ConditionalInformation(decay=1.5), "decay"),
+    (lambda: ConditionalInformation(decay=1.0), "give centroids"),
+    (lambda: ConditionalInformation(centroids=((0.5, 0.4), (0.5, 0.5))), "sum to 1"),
+    (lambda: ConditionalInformation(centroids=((1.0,),)), "sum to 1"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
