@@ -257,7 +257,8 @@ class _Run:
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
         else:
-            procedure = Distil(model, self._signals(step, teachers, seed, work), step.objective)
+            teacher = self._signals(step, teachers, seed, work)
+            procedure = Distil(model, teacher, step.objective, getattr(step, "balance", None))
         history = trainer.run(masks.follow(procedure), task)
         if finish is not None:
             model, plan = finish(model, task)

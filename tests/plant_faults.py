@@ -851,6 +851,34 @@ FAULTS = [
         "of_synthetic",
         "tests/datasets/test_datasets_synthesize.py",
     ),
+    (
+        "balance: forces upside down",
+        "training/balance.py",
+        "ratio = first / torch.where(known, running, first)",
+        "ratio = torch.where(known, running, first) / first",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the variance is free",
+        "training/balance.py",
+        "return super().total(values, weights, factors) - sum(w * f.log() for w, f in zip(weights, factors))",
+        "return super().total(values, weights, factors)",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the weights are left out",
+        "training/balance.py",
+        "sum(w * f * v.to",
+        "sum(f * v.to",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: not in checkpoints",
+        "training/procedures.py",
+        'self.modules["balance"] = self.weigher',
+        "pass",
+        "tests/training/test_training_balance.py",
+    ),
 ]
 
 

@@ -92,20 +92,35 @@ class Sum(Objective):
                 made |= {f"{index}_{name}": module for name, module in term.connectors(student, teacher).items()}
         return made
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
-        total, parts = None, {}
+    def losses(
+        self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None
+    ) -> dict[int, Loss]:
+        """The loss of each term that is computed, unweighted, by its place in `terms`."""
+        made = {}
         for index, (term, weight) in enumerate(self.terms):
-            if not weight:
-                continue
-            prefix = f"{index}_"
-            own = {k[len(prefix) :]: v for k, v in (connectors or {}).items() if k.startswith(prefix)}
-            loss = term(student, teacher, batch, own)
-            total = weight * loss.value if total is None else total + weight * loss.value
-            for name, value in loss.parts.items():
-                parts[name if name not in parts else f"{name}#{index}"] = value
-        if total is None:
+            if weight:
+                prefix = f"{index}_"
+                own = {k[len(prefix) :]: v for k, v in (connectors or {}).items() if k.startswith(prefix)}
+                made[index] = term(student, teacher, batch, own)
+        if not made:
             raise UsageError("every term of the objective has weight 0: there is nothing to minimize")
-        return Loss(total, parts)
+        return made
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
+        total, losses = None, self.losses(student, teacher, batch, connectors)
+        for index, loss in losses.items():
+            value = self.terms[index][1] * loss.value
+            total = value if total is None else total + value
+        return Loss(total, named_parts(losses))
+
+
+def named_parts(losses: Mapping[int, Loss]) -> dict[str, Tensor]:
+    """The parts of several losses by name; one that was taken gets the place of its term: "Hint(layer2)#3"."""
+    parts: dict[str, Tensor] = {}
+    for index, loss in losses.items():
+        for name, value in loss.parts.items():
+            parts[name if name not in parts else f"{name}#{index}"] = value
+    return parts
 
 
 def _terms(objective: Objective) -> tuple[tuple[Objective, float], ...]:
