@@ -879,6 +879,27 @@ FAULTS = [
         "pass",
         "tests/training/test_training_balance.py",
     ),
+    (
+        "comparison: the sides swapped",
+        "comparison.py",
+        "for side in (row, reference)]",
+        "for side in (reference, row)]",
+        "tests/test_comparison.py",
+    ),
+    (
+        "comparison: chooses on the test split",
+        "comparison.py",
+        'SPLIT = "validation"',
+        'SPLIT = "test"',
+        "tests/test_comparison.py",
+    ),
+    (
+        "scales: the pull without the weights",
+        "training/probe.py",
+        'pull = abs(row["weight"]) * row["factor"]',
+        'pull = row["factor"]',
+        "tests/training/test_training_probe.py",
+    ),
 ]
 
 

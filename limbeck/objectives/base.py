@@ -53,17 +53,27 @@ class Objective:
         value = self.compute(student, teacher, batch, connectors or {})
         return Loss(value, {self.name: value.detach()})
 
+    def losses(
+        self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None
+    ) -> dict[int, Loss]:
+        """The loss of each term that is computed, unweighted, by its place in the sum; one that is no sum is its only term."""
+        return {0: self(student, teacher, batch, connectors)}
+
+    def join(self, losses: Mapping[int, Loss]) -> Loss:
+        """What `losses` returned, as the weighted sum with all parts."""
+        return losses[0]
+
     def __add__(self, other: Objective) -> Objective:
         if not isinstance(other, Objective):
             return NotImplemented
-        return Sum((*_terms(self), *_terms(other)))
+        return Sum((*terms_of(self), *terms_of(other)))
 
     def __mul__(self, weight: float) -> Objective:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             return NotImplemented
         if not math.isfinite(weight):
             raise UsageError(f"{self.name}: the weight {weight!r} must be a finite number")
-        return Sum(tuple((term, w * weight) for term, w in _terms(self)))
+        return Sum(tuple((term, w * weight) for term, w in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -95,7 +105,6 @@ class Sum(Objective):
     def losses(
         self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None
     ) -> dict[int, Loss]:
-        """The loss of each term that is computed, unweighted, by its place in `terms`."""
         made = {}
         for index, (term, weight) in enumerate(self.terms):
             if weight:
@@ -106,12 +115,15 @@ class Sum(Objective):
             raise UsageError("every term of the objective has weight 0: there is nothing to minimize")
         return made
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
-        total, losses = None, self.losses(student, teacher, batch, connectors)
+    def join(self, losses: Mapping[int, Loss]) -> Loss:
+        total = None
         for index, loss in losses.items():
             value = self.terms[index][1] * loss.value
             total = value if total is None else total + value
         return Loss(total, named_parts(losses))
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
+        return self.join(self.losses(student, teacher, batch, connectors))
 
 
 def named_parts(losses: Mapping[int, Loss]) -> dict[str, Tensor]:
@@ -123,5 +135,6 @@ def named_parts(losses: Mapping[int, Loss]) -> dict[str, Tensor]:
     return parts
 
 
-def _terms(objective: Objective) -> tuple[tuple[Objective, float], ...]:
+def terms_of(objective: Objective) -> tuple[tuple[Objective, float], ...]:
+    """The terms of a sum with their weights; an objective that is none is its own only term."""
     return objective.terms if isinstance(objective, Sum) else ((objective, 1.0),)

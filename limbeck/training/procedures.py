@@ -177,17 +177,21 @@ class Distil(Procedure):
         observe = getattr(self.teacher, "observe", None)
         if observe is not None:
             observe(batch, student.detach())
-        if self.weigher is None:
-            return {"main": self.objective(student, teacher, batch, self.connectors)}
-        return {"main": self._balanced(self.objective.losses(student, teacher, batch, self.connectors), state.step)}
+        losses = self.objective.losses(student, teacher, batch, self.connectors)
+        return {"main": self.combine(losses, state)}
 
-    def _balanced(self, losses: Mapping[int, Loss], step: int) -> Loss:
+    def combine(self, losses: Mapping[int, Loss], state: State) -> Loss:
+        """The loss that is minimized, of the terms' losses as `Objective.losses` gives them."""
+        if self.weigher is None:
+            return self.objective.join(losses)
         terms = [self.objective.terms[index] for index in losses]
-        values = [loss.value for loss in losses.values()]
         total, factors = self.weigher.combine(
-            values, [weight for _, weight in terms], list(self.student.parameters()), step
+            [loss.value for loss in losses.values()],
+            [weight for _, weight in terms],
+            list(self.student.parameters()),
+            state.step,
         )
-        shown = {i: Loss(f, {f"balance({self.objective.terms[i][0].name})": f}) for i, f in zip(losses, factors)}
+        shown = {i: Loss(f, {f"balance({term.name})": f}) for i, (term, _), f in zip(losses, terms, factors)}
         return Loss(total, named_parts(losses) | named_parts(shown))
 
     def after_step(self, state: State) -> None:
