@@ -1183,6 +1183,55 @@ FAULTS = [
         "of_synthetic",
         "tests/datasets/test_datasets_synthesize.py",
     ),
+    (
+        "balance: forces upside down",
+        "training/balance.py",
+        "ratio = first / torch.where(known, running, first)",
+        "ratio = torch.where(known, running, first) / first",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the variance is free",
+        "training/balance.py",
+        "return super().total(values, weights, factors) - sum(w * f.log() for w, f in zip(weights, factors))",
+        "return super().total(values, weights, factors)",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the weights are left out",
+        "training/balance.py",
+        "sum(w * f * v.to",
+        "sum(f * v.to",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: not in checkpoints",
+        "training/procedures.py",
+        'self.modules["balance"] = self.weigher',
+        "pass",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "comparison: the sides swapped",
+        "comparison.py",
+        "for side in (row, reference)]",
+        "for side in (reference, row)]",
+        "tests/test_comparison.py",
+    ),
+    (
+        "comparison: chooses on the test split",
+        "comparison.py",
+        'SPLIT = "validation"',
+        'SPLIT = "test"',
+        "tests/test_comparison.py",
+    ),
+    (
+        "scales: the pull without the weights",
+        "training/probe.py",
+        'pull = abs(row["weight"]) * row["factor"]',
+        'pull = row["factor"]',
+        "tests/training/test_training_probe.py",
+    ),
 ]
 
 
