@@ -20,6 +20,7 @@ from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
@@ -58,6 +59,7 @@ __all__ = [
     "NormalizedKD",
     "Objective",
     "OnSignal",
+    "PairedContrast",
     "PriorAdjusted",
     "ReverseKL",
     "Scheduled",
