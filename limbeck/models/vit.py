@@ -35,13 +35,16 @@ class ViT(nn.Module):
         self.size = size
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.distillation_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
+        self.distilled = distilled
+        if distilled:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, (size // patch) ** 2 + 1 + distilled, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        self.distillation_head = nn.Linear(width, classes) if distilled else None
+        if distilled:
+            self.distillation_head = nn.Linear(width, classes)
         initialize(self, depth)
         nn.init.normal_(self.positions, std=0.02)
 
@@ -49,13 +52,13 @@ class ViT(nn.Module):
         if pixel_values.shape[-2] != self.size or pixel_values.shape[-1] != self.size:
             raise UsageError(f"vit: images must be {self.size}x{self.size}, not {tuple(pixel_values.shape[-2:])}")
         x = self.patches(pixel_values).flatten(2).transpose(1, 2)
-        tokens = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        tokens = [self.class_token, *([self.distillation_token] if self.distilled else [])]
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in tokens), x], 1) + self.positions
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        if self.distillation_head is None:
+        if not self.distilled:
             return self.head(x[:, 0])
         return (self.head(x[:, 0]) + self.distillation_head(x[:, 1])) / 2
 
