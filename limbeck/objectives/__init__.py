@@ -26,6 +26,7 @@ from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.self_distillation import LayeredSelfDistillation
 from limbeck.objectives.targets import (
     BalancedDivergence,
     CrossEntropy,
@@ -51,6 +52,7 @@ __all__ = [
     "Hint",
     "JensenShannon",
     "LargeVocabulary",
+    "LayeredSelfDistillation",
     "Loss",
     "MatrixOrientation",
     "MeanSquaredError",
