@@ -27,12 +27,12 @@ from limbeck.objectives.features import (
     SingularHints,
     VariationalHint,
 )
-from limbeck.objectives.features import EmbeddingDistance, Hint
 from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, over_layers
 from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.ranking import RankedTargets
@@ -49,6 +49,7 @@ from limbeck.objectives.relations import (
 )
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.self_distillation import LayeredSelfDistillation
 from limbeck.objectives.standardized import Standardized, StandardizedTargets
 from limbeck.objectives.targets import (
     BalancedDivergence,
@@ -83,6 +84,7 @@ __all__ = [
     "JensenShannon",
     "KernelAlignment",
     "LargeVocabulary",
+    "LayeredSelfDistillation",
     "Loss",
     "MarginHint",
     "MatrixOrientation",
@@ -96,6 +98,7 @@ __all__ = [
     "NormalizedKD",
     "Objective",
     "OnSignal",
+    "PairedContrast",
     "PriorAdjusted",
     "RankedTargets",
     "ReverseKL",

@@ -20,7 +20,7 @@ __all__ = [
     "SubclassTeacher",
     "Teacher",
     "build_cache",
-    "class_means",
     "class_clusters",
+    "class_means",
     "class_projections",
 ]
