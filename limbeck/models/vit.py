@@ -13,7 +13,8 @@ from limbeck.models.layers import Block, check_sizes, initialize
 class ViT(nn.Module):
     """Patches by a strided convolution, a class token, learned positions, pre-norm blocks, a last norm, a linear head.
 
-    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token.
+    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token. In between
+    `embed` gives the tokens (B, 1 + patches, width), class token first, and `encode` takes any part of them through the blocks.
     """
 
     def __init__(
@@ -40,15 +41,22 @@ class ViT(nn.Module):
         initialize(self, depth)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Class token and patches with their positions: (B, channels, size, size) -> (B, 1 + patches, width)."""
         if pixel_values.shape[-2] != self.size or pixel_values.shape[-1] != self.size:
             raise UsageError(f"vit: images must be {self.size}x{self.size}, not {tuple(pixel_values.shape[-2:])}")
         x = self.patches(pixel_values).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        x = self.dropout(x)
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens through all blocks and the last norm: (B, L, width) -> (B, L, width)."""
+        x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)[:, 0])
+        return self.norm(x)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.encode(self.embed(pixel_values))[:, 0])
 
 
 def vit(

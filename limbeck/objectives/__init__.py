@@ -29,7 +29,7 @@ from limbeck.objectives.features import (
 )
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
-from limbeck.objectives.layers import layer_map, over_layers
+from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
@@ -118,5 +118,6 @@ __all__ = [
     "WeightedSoftTargets",
     "WhereCorrect",
     "layer_map",
+    "nearest_layer",
     "over_layers",
 ]
