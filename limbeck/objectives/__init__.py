@@ -48,6 +48,7 @@ from limbeck.objectives.relations import (
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.subsets import AtTokens
 from limbeck.objectives.targets import (
     BalancedDivergence,
     CrossEntropy,
@@ -61,6 +62,7 @@ __all__ = [
     "AdaptiveKL",
     "AngleRelations",
     "AtExit",
+    "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
     "CorrelationTargets",
