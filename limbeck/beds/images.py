@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck import models
 from limbeck.beds.base import Bed
@@ -20,7 +20,7 @@ from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.signals import call, first_tensor
+from limbeck.signals import LOGITS, capture
 from limbeck.tasks import ImageClassification
 from limbeck.training import Distil, Procedure, TrainingConfig
 from limbeck.training.procedures import describe
@@ -187,19 +187,26 @@ class ImageBed(Bed):
         run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
         return self.measure(run, model)
 
-    def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
-        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split."""
-        with evaluating(model):
-            found = self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
-            return found | (self._by_frequency(run, model) if self.imbalance != 1 else {})
+    def measure(self, run: Run, model: nn.Module, signal: str = LOGITS) -> dict[str, float]:
+        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split; of a long-tailed bed also
+        `rare_accuracy` and `frequent_accuracy`, the mean of the rarest and of the most frequent third of the classes.
 
-    def _by_frequency(self, run: Run, model: nn.Module) -> dict[str, float]:
-        """The mean accuracy of the classes of the rarest third, and of the most frequent third."""
-        logits, labels = self.task().predictions(lambda batch: first_tensor(call(model, batch)), run.split)
+        signal: what to measure in place of the model's answer, such as one of several heads.
+        """
+
+        def answer(batch: Mapping[str, Any]) -> Tensor:
+            return capture(model, batch, {signal})[signal]
+
+        with evaluating(model):
+            found = self.task().evaluate(answer, split=run.split)
+            if self.imbalance == 1:
+                return found
+            logits, labels = self.task().predictions(answer, run.split)
         right = logits.argmax(-1) == labels
         by_class = [right[labels == label].double().mean().item() for label in range(logits.shape[1])]
         third = len(by_class) // 3
-        return {"rare_accuracy": sum(by_class[-third:]) / third, "frequent_accuracy": sum(by_class[:third]) / third}
+        rare, frequent = (sum(part) / third for part in (by_class[-third:], by_class[:third]))
+        return found | {"rare_accuracy": rare, "frequent_accuracy": frequent}
 
     def reference(self, run: Run) -> dict[str, float]:
         """The student trained with labels alone; `teacher_accuracy` is the teacher's."""

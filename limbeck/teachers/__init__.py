@@ -3,6 +3,7 @@
 from limbeck.teachers.averaged import AveragedTeacher
 from limbeck.teachers.base import Teacher
 from limbeck.teachers.cached import CachedTeacher, build_cache
+from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
@@ -11,6 +12,7 @@ from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_p
 __all__ = [
     "AveragedTeacher",
     "CachedTeacher",
+    "ClassMeans",
     "EnsembleTeacher",
     "EpochSnapshot",
     "FrozenTeacher",
@@ -19,5 +21,6 @@ __all__ = [
     "Teacher",
     "build_cache",
     "class_clusters",
+    "class_means",
     "class_projections",
 ]
