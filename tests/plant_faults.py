@@ -299,7 +299,7 @@ FAULTS = [
         "artifact.py",
         "manifest.verified(folder, name, listing)\n    past",
         "pass\n    past",
-        "tests/test_artifact.py",
+        "tests/test_artifact.py tests/test_artifact_damage.py",
     ),
     (
         "drop has the wrong sign",
