@@ -932,6 +932,13 @@ FAULTS = [
         "tests/objectives/test_information.py",
     ),
     (
+        "dual head: the temperature at the wrong head",
+        "models/dual_head.py",
+        "second = (teacher.float() / temperature)",
+        "second = teacher.float()",
+        "tests/models/test_models_dual_head.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",
