@@ -23,6 +23,7 @@ from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import call, first_tensor
 from limbeck.tasks import ImageClassification
 from limbeck.training import Distil, Procedure, TrainingConfig
+from limbeck.training.procedures import describe
 
 VERSION = 1  # raise it when the way teachers are trained changes
 
@@ -44,7 +45,8 @@ class ImageBed(Bed):
 
     dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
-    training, teacher_training: `TrainingConfig`.
+    training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
+    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too.
 
     What an arm needs:
 
@@ -68,13 +70,14 @@ class ImageBed(Bed):
     teacher_train: int | None = None
     validation: int | None = None
     test: int | None = None
+    imbalance: float = 1.0
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts)
+        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -86,6 +89,8 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
+        if self.imbalance == 1:
+            del own["imbalance"]  # so that balanced beds keep the digests they had before there were others
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -99,28 +104,61 @@ class ImageBed(Bed):
         return run.fresh(make or (lambda: self.student.make(self.channels)))
 
     def trained_teacher(
-        self, run: Run, make: Callable[[], nn.Module] | None = None, architecture: Any = None, **changes: Any
+        self,
+        run: Run,
+        make: Callable[[], nn.Module] | None = None,
+        architecture: Any = None,
+        *,
+        objective: Objective | None = None,
+        seed: int = 0,
+        **changes: Any,
     ) -> nn.Module:
-        """The teacher, trained once with labels alone and shared by everyone.
+        """The teacher, trained once and shared by everyone.
 
-        make: another architecture's constructor; `architecture` (JSON) then names it in the store's key. changes: of the
-        teacher's schedule.
+        make: another architecture's constructor; `architecture` (JSON) then names it in the store's key. objective: what it is trained
+        with, None: labels alone. seed: another member of an ensemble. changes: of the teacher's schedule.
         """
         if (make is None) != (architecture is None):
             raise UsageError("trained_teacher: give make and architecture together: the store finds the weights by it")
         config = replace(self.teacher_training, **changes)
+        make = make or (lambda: self.teacher.make(self.channels))
+        return self._trained(
+            run, make, architecture or asdict(self.teacher), self.teacher_train, config, objective, seed
+        )
+
+    def trained_student(self, run: Run, **changes: Any) -> nn.Module:
+        """The student trained with labels alone, of the run's seed: a starting point that all arms of a seed share."""
+        make = functools.partial(self.student.make, self.channels)
+        return self._trained(run, make, asdict(self.student), self.train, self.config(**changes), None, run.seed)
+
+    def _trained(
+        self,
+        run: Run,
+        make: Callable[[], nn.Module],
+        architecture: Any,
+        train: int | None,
+        config: TrainingConfig,
+        objective: Objective | None,
+        seed: int,
+    ) -> nn.Module:
+        """A network from the store, trained on `train` examples of the bed's data."""
         key = {
             "kind": "image teacher",
             "version": VERSION,
-            "data": [self.task().digest(), self.task().augmentation, self.teacher_train],
-            "architecture": architecture or asdict(self.teacher),
+            "data": [self.task().digest(), self.task().augmentation, train],
+            "architecture": architecture,
             "training": config.to_json(),
         }
+        if objective is not None:
+            key["objective"] = describe(objective)
+        if seed:
+            key["seed"] = seed
 
-        def train(model: nn.Module) -> None:
-            run.train(Distil(model, None, CrossEntropy()), self.task(self.teacher_train), config, seed=0, counted=False)
+        def fit(model: nn.Module) -> None:
+            procedure = Distil(model, None, objective or CrossEntropy())
+            run.train(procedure, self.task(train), config, seed=seed, counted=False)
 
-        return run.trained(key, make or (lambda: self.teacher.make(self.channels)), train)
+        return run.trained(key, make, fit)
 
     def distil(
         self, run: Run, objective: Objective, teacher: Any = None, student: nn.Module | None = None, **changes: Any
@@ -145,7 +183,16 @@ class ImageBed(Bed):
     def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
         """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split."""
         with evaluating(model):
-            return self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
+            found = self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
+            return found | (self._by_frequency(run, model) if self.imbalance != 1 else {})
+
+    def _by_frequency(self, run: Run, model: nn.Module) -> dict[str, float]:
+        """The mean accuracy of the classes of the rarest third, and of the most frequent third."""
+        logits, labels = self.task().predictions(lambda batch: first_tensor(call(model, batch)), run.split)
+        right = logits.argmax(-1) == labels
+        by_class = [right[labels == label].double().mean().item() for label in range(logits.shape[1])]
+        third = len(by_class) // 3
+        return {"rare_accuracy": sum(by_class[-third:]) / third, "frequent_accuracy": sum(by_class[:third]) / third}
 
     def reference(self, run: Run) -> dict[str, float]:
         """The student trained with labels alone; `teacher_accuracy` is the teacher's."""
@@ -155,10 +202,17 @@ class ImageBed(Bed):
 
 @functools.lru_cache(maxsize=8)
 def _task(
-    dataset: str, size: int | None, channels: int, mean: Any, std: Any, crop: int | None, counts: tuple
+    dataset: str,
+    size: int | None,
+    channels: int,
+    mean: Any,
+    std: Any,
+    crop: int | None,
+    counts: tuple,
+    imbalance: float,
 ) -> ImageClassification:
     settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
-    return ImageClassification(dataset, examples=dict(counts), **settings)
+    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, **settings)
 
 
 def _schedule(epochs: float, batch_size: int = 64, precision: str = "bf16", **settings: Any) -> TrainingConfig:
@@ -223,6 +277,16 @@ MNIST_FEW = replace(
     name="mnist 14x14, 500 examples",
     train=500,
     expects={"accuracy": (0.82, 0.95), "teacher_accuracy": (0.95, 1.0)},
+)
+MNIST_TAIL = replace(
+    MNIST,
+    name="mnist 14x14, imbalance 50",
+    train=5000,
+    teacher_train=None,
+    imbalance=50.0,
+    training=_schedule(15, 32),
+    teacher_training=_schedule(15, 32),
+    expects={"accuracy": (0.6, 0.88), "teacher_accuracy": (0.82, 0.97)},
 )
 DIGITS = ImageBed(
     dataset="digits",

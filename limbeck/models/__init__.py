@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.branched import branched_resnet
 from limbeck.models.cnn import cnn
 from limbeck.models.convnet import convnet
 from limbeck.models.denoising_mlp import denoising_mlp
@@ -16,6 +17,7 @@ from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
 __all__ = [
+    "branched_resnet",
     "cnn",
     "convnet",
     "denoising_mlp",

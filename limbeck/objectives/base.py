@@ -42,7 +42,8 @@ class Objective:
         return type(self).__name__
 
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        """Learnable modules, made once from example signals; most objectives have none."""
+        """Modules made once from example signals, trained with the student; most objectives have none. One that follows the
+        training has `after_step(state)`, which is called after every optimizer step (see `limbeck.training.State`)."""
         return {}
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:

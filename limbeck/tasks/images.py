@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
+from limbeck.datasets.imbalance import long_tailed
 from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
 from limbeck.datasets.split import holdout
@@ -33,6 +34,7 @@ class ImageClassification(Classification):
         defaults are 4 and true for CIFAR, 1 and false for digits, 2 and false for MNIST, 0 and false for anything else.
     examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
         never decoded. Statistics are then those of the examples that are kept.
+    imbalance: above 1, the train split is thinned to a long tail, see `limbeck.datasets.imbalance.long_tailed`.
 
     Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
     """
@@ -56,6 +58,7 @@ class ImageClassification(Classification):
         crop: int | None = None,
         flip: bool | None = None,
         examples: Mapping[str, int] | None = None,
+        imbalance: float = 1.0,
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -74,6 +77,10 @@ class ImageClassification(Classification):
             self._load_digits()
         else:
             self._load(config, splits, image, label, holdout, size, channels)
+        if imbalance != 1:
+            images, labels = self._data["train"]
+            kept = long_tailed(labels, imbalance)
+            self._data["train"] = (images[kept], labels[kept])
         train = self._data["train"][0]
         self.channels, self.height, self.width = train.shape[1:]
         self.mean, self.std = channel_statistics(train, self._scale) if mean is None else (tuple(mean), tuple(std))
@@ -123,6 +130,11 @@ class ImageClassification(Classification):
     def size(self, split: str) -> int:
         self._check_split(split)
         return len(self._data[split][1])
+
+    def class_counts(self, split: str = "train") -> tuple[int, ...]:
+        """How many examples of each class a split has, in the order of `classes`."""
+        self._check_split(split)
+        return tuple(self._data[split][1].bincount(minlength=len(self.classes)).tolist())
 
     def _examples(self, split: str, index: Tensor, augment: torch.Generator | None) -> dict[str, Tensor]:
         images, labels = self._data[split]

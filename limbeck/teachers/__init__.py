@@ -3,6 +3,7 @@
 from limbeck.teachers.averaged import AveragedTeacher
 from limbeck.teachers.base import Teacher
 from limbeck.teachers.cached import CachedTeacher, build_cache
+from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
@@ -10,10 +11,12 @@ from limbeck.teachers.past import EpochSnapshot, PastPredictions
 __all__ = [
     "AveragedTeacher",
     "CachedTeacher",
+    "ClassMeans",
     "EnsembleTeacher",
     "EpochSnapshot",
     "FrozenTeacher",
     "PastPredictions",
     "Teacher",
     "build_cache",
+    "class_means",
 ]

@@ -8,6 +8,7 @@ from limbeck.training.history import History
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.trainer import Trainer
+from limbeck.training.views import OnViews, TwoViews
 
 __all__ = [
     "Communication",
@@ -16,6 +17,7 @@ __all__ = [
     "GradientNormBalance",
     "History",
     "Losses",
+    "OnViews",
     "Online",
     "Procedure",
     "State",
@@ -24,4 +26,5 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "UncertaintyBalance",
+    "TwoViews",
 ]

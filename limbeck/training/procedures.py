@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,6 +197,7 @@ class Distil(Procedure):
     def after_step(self, state: State) -> None:
         if self.weigher is not None:
             self.weigher.settle()
+        tell(self.connectors.values(), state)
         if self.teacher is not None:
             self.teacher.after_step(self.student, state.step + 1)
 
@@ -223,6 +224,13 @@ class Supervised(Distil):
         if not isinstance(objective, Objective) and callable(getattr(objective, "loss", None)):
             objective = TaskLoss(objective)
         super().__init__(model, None, objective)
+
+
+def tell(connectors: Iterable[nn.Module], state: State) -> None:
+    """Tell the connectors that follow the training (those with an `after_step`) that a step is done."""
+    for connector in connectors:
+        if callable(getattr(connector, "after_step", None)):
+            connector.after_step(state)
 
 
 def as_teacher(teacher: Any) -> Any:

@@ -14,6 +14,7 @@ from limbeck.signals import Signals
 from limbeck.teachers import (
     AveragedTeacher,
     CachedTeacher,
+    ClassMeans,
     EnsembleTeacher,
     EpochSnapshot,
     FrozenTeacher,
@@ -24,6 +25,7 @@ from limbeck.teachers import (
 BATCH = {
     "pixel_values": torch.randn(4, 6, generator=torch.Generator().manual_seed(1)),
     "index": torch.arange(4),
+    "labels": torch.arange(4),
     "epoch": 0,
 }
 
@@ -73,6 +75,7 @@ TEACHERS = {
     "averaged": (AveragedTeacher, averaged, "0"),
     "ensemble": (EnsembleTeacher, lambda _: EnsembleTeacher([FrozenTeacher(network(s)) for s in (0, 1)]), "1.0"),
     "snapshot": (EpochSnapshot, snapshot, "0"),
+    "class_means": (ClassMeans, lambda _: ClassMeans(FrozenTeacher(network()), torch.randn(5, 8)), "0"),
     "past": (PastPredictions, remembering, "logits"),
     "cached": (
         CachedTeacher,
