@@ -25,6 +25,6 @@ __all__ = [
     "TaskLoss",
     "Trainer",
     "TrainingConfig",
-    "UncertaintyBalance",
     "TwoViews",
+    "UncertaintyBalance",
 ]
