@@ -6,6 +6,7 @@ from limbeck.teachers.cached import CachedTeacher, build_cache
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.selection import source_weights, task_similarity
 
 __all__ = [
     "AveragedTeacher",
@@ -16,4 +17,6 @@ __all__ = [
     "PastPredictions",
     "Teacher",
     "build_cache",
+    "source_weights",
+    "task_similarity",
 ]
