@@ -34,8 +34,8 @@ def _limit(bed, few: bool) -> dict[str, int]:
     return {"limit": bed.task().size("train") // 10} if few else {}
 
 
-SOFT = {"temperature": (2.0, 4.0), "share": (0.5, 0.9)}
-HARD = {"smoothing": (0.0, 0.05), "learning_rate": (3e-3, 1e-2)}
+SOFT = {"temperature": (2.0, 4.0)}
+HARD = {"learning_rate": (3e-3, 1e-2)}
 paper = Paper(
     id=204,
     title="ClST: A Convolutional Transformer Framework for Automatic Modulation Recognition by Knowledge Distillation",
