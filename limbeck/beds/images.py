@@ -43,7 +43,7 @@ class Network:
 class ImageBed(Bed):
     """Images, a student and a teacher.
 
-    dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
+    dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
     training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
     that many times the smallest; measurements then name the rarest and the most frequent third of the classes too.
@@ -71,13 +71,16 @@ class ImageBed(Bed):
     validation: int | None = None
     test: int | None = None
     imbalance: float = 1.0
+    region: tuple[float, float] | None = None
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance)
+        return _task(
+            self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance, self.region
+        )
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -89,8 +92,9 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        if self.imbalance == 1:
-            del own["imbalance"]  # so that balanced beds keep the digests they had before there were others
+        for later in ("imbalance", "region"):  # beds without them keep the digests they had before there were others
+            if own[later] == type(self).__dataclass_fields__[later].default:
+                del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -217,8 +221,9 @@ def _task(
     crop: int | None,
     counts: tuple,
     imbalance: float,
+    region: tuple[float, float] | None,
 ) -> ImageClassification:
-    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
+    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
     return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, **settings)
 
 
@@ -295,6 +300,7 @@ MNIST_TAIL = replace(
     teacher_training=_schedule(15, 32),
     expects={"accuracy": (0.6, 0.88), "teacher_accuracy": (0.82, 0.97)},
 )
+MNIST_REGIONS = replace(MNIST_FEW, name="mnist 14x14, 500 examples, random regions", region=(0.2, 1.0))
 DIGITS = ImageBed(
     dataset="digits",
     name="digits 8x8",

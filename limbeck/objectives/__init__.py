@@ -3,6 +3,7 @@
 from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
 from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
+from limbeck.objectives.calibrated import CalibratedTargets
 from limbeck.objectives.contrastive import MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
@@ -40,6 +41,7 @@ __all__ = [
     "AdaptiveKL",
     "AtExit",
     "BalancedDivergence",
+    "CalibratedTargets",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
