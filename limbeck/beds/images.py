@@ -184,15 +184,22 @@ class ImageBed(Bed):
         run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
         return self.measure(run, model)
 
-    def measure(self, run: Run, model: nn.Module, signal: str = LOGITS) -> dict[str, float]:
+    def measure(
+        self,
+        run: Run,
+        model: nn.Module,
+        signal: str = LOGITS,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
         """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split; of a long-tailed bed also
         `rare_accuracy` and `frequent_accuracy`, the mean of the rarest and of the most frequent third of the classes.
 
-        signal: what to measure in place of the model's answer, such as one of several heads.
+        signal: what to measure in place of the model's answer, such as one of several heads. change: what is done to every batch before,
+        such as `limbeck.datasets.augment.Translated`.
         """
 
         def answer(batch: Mapping[str, Any]) -> Tensor:
-            return capture(model, batch, {signal})[signal]
+            return capture(model, change(batch) if change else batch, {signal})[signal]
 
         with evaluating(model):
             found = self.task().evaluate(answer, split=run.split)

@@ -58,7 +58,7 @@ paper = Paper(
     title="FerKD: Surgical Label Adaptation for Efficient Distillation",
     claim="Labels stored for random regions teach more when hardly sure answers are replaced by softened labels and the extremes dropped.",
     composition="Distil(student, build_cache(teacher, task, top_k=5), CalibratedTargets(low, middle, high))",
-    method=Arm(calibrated, tune={"middle": (0.4, 0.6), "high": (0.999, 1.0)}, about="stored answers, calibrated"),
+    method=Arm(calibrated, tune={"middle": (0.3, 0.5), "high": (0.999, 1.0)}, about="stored answers, calibrated"),
     baseline=Arm(plain, tune={"temperature": (1.0, 2.0), "label_share": (0.0, 0.2)}, about="stored answers (FKD)"),
     control=Arm(labels, tune={"smoothing": (0.0, 0.1)}, about="labels alone"),
     comparisons=(
