@@ -4,6 +4,7 @@ from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, Wher
 from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.calibrated import CalibratedTargets
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
@@ -68,6 +69,7 @@ __all__ = [
     "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
+    "CalibratedTargets",
     "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
