@@ -17,6 +17,8 @@ from limbeck.objectives import (
     AttentionTransfer,
     AtTokens,
     BalancedDivergence,
+    CalibratedTargets,
+    ConditionalInformation,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
@@ -34,6 +36,7 @@ from limbeck.objectives import (
     JensenShannon,
     KernelAlignment,
     LargeVocabulary,
+    LayeredSelfDistillation,
     MarginHint,
     MatrixOrientation,
     MeanSquaredError,
@@ -46,6 +49,7 @@ from limbeck.objectives import (
     NormDirection,
     Objective,
     OnSignal,
+    PairedContrast,
     PriorAdjusted,
     RankedTargets,
     ReverseKL,
@@ -99,7 +103,7 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        labelled = isinstance(objective, (CrossEntropy, Sum, UniversalSelfKD))
+        labelled = isinstance(objective, (ConditionalInformation, CrossEntropy, Sum, UniversalSelfKD))
         return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
@@ -141,6 +145,8 @@ CASES = {
     "standardized-any": Case(Standardized(SoftTargets(temperature=1.0))),
     "standardized-sum": Case(Standardized(CrossEntropy() + 9 * SoftTargets(temperature=1.0)), TOKENS, distance=False),
     "standardized-labels": Case(Standardized(CrossEntropy()), reads_teacher=False),
+    "information": Case(ConditionalInformation(), reads_teacher=False, per_example=False, learned=True),
+    "information-tokens": Case(ConditionalInformation(), TOKENS, reads_teacher=False, per_example=False, learned=True),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
@@ -161,12 +167,25 @@ CASES = {
     "exit": Case(AtExit("layer", SoftTargets()), learned=True, distance=False),
     "exit-enhanced": Case(AtExit("layer", EnhancedTargets(label=False)), learned=True, distance=False),
     "universal_self": Case(UniversalSelfKD(), reads_teacher=False, per_example=False),
+    "layered": Case(
+        LayeredSelfDistillation(("layer", "layer"), classes=D), reads_teacher=False, learned=True, distance=False
+    ),
+    "layered-maps": Case(
+        LayeredSelfDistillation(("layer", "layer"), classes=D, features_weight=0),
+        MAPS,
+        reads_teacher=False,
+        learned=True,
+    ),
+    "exit-member": Case(AtExit("layer", SoftTargets(), teacher="1.logits"), learned=True, distance=False),
+    "calibrated": Case(CalibratedTargets(0.3, 0.5, 0.9), distance=False, per_example=False),
+    "calibrated-tokens": Case(CalibratedTargets(0.0, 0.0, 1.0), TOKENS, distance=False),
     "discriminator": Case(Discriminator(), learned=True, distance=False),
     "discriminator-tokens": Case(Discriminator(False, (4, 4)), TOKENS, learned=True, distance=False),
     "hard": Case(HardTargets(), distance=False),
     "hard-tokens": Case(HardTargets((1.0, 1.0, 1.0, 1.0)), TOKENS, distance=False),
     "on_signal": Case(OnSignal("layer", SoftTargets(2.0), "other")),
     "on_signal-labels": Case(OnSignal("layer", CrossEntropy()), TOKENS, reads_teacher=False),
+    "paired_contrast": Case(PairedContrast(), (B, 2, D), reads_teacher=False, per_example=False),
     "prior": Case(PriorAdjusted(SoftTargets(2.0), (5, 5, 5, 5), 0.5)),
     "prior-labels": Case(PriorAdjusted(CrossEntropy(), (5, 5, 5, 5)), TOKENS, reads_teacher=False),
     "where_correct": Case(WhereCorrect(SoftTargets(1.0)), TOKENS, per_example=False),
@@ -521,6 +540,10 @@ NONSENSE = [
     (lambda: InterpolatedTargets(progress="loss"), "progress"),
     (lambda: Standardized(Hint("layer")), "logits alone"),
     (lambda: Standardized("soft"), "logits alone"),
+    (lambda: ConditionalInformation(decay=1.5), "decay"),
+    (lambda: ConditionalInformation(decay=1.0), "give centroids"),
+    (lambda: ConditionalInformation(centroids=((0.5, 0.4), (0.5, 0.5))), "sum to 1"),
+    (lambda: ConditionalInformation(centroids=((1.0,),)), "sum to 1"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: AtTokens("hint", "kept"), "must be an objective"),
@@ -568,6 +591,19 @@ NONSENSE = [
     (lambda: HardTargets(weights=(1.0, 0.0)), "weights"),
     (lambda: OnSignal("head*", SoftTargets()), "one signal"),
     (lambda: OnSignal("head", Hint("layer")), "logits alone"),
+    (lambda: LayeredSelfDistillation(("layer",)), "layers"),
+    (lambda: LayeredSelfDistillation(("a", "*")), "one signal"),
+    (lambda: LayeredSelfDistillation(("a", "b"), pairing="all"), "pairing"),
+    (lambda: LayeredSelfDistillation(("a", "b"), temperature=0), "temperature"),
+    (lambda: LayeredSelfDistillation(("a", "b"), features_weight=-1), "features_weight"),
+    (lambda: LayeredSelfDistillation(("a", "b"), classes=1), "classes"),
+    (lambda: CalibratedTargets(low=0.5, middle=0.3), "rise"),
+    (lambda: CalibratedTargets(0.5, 0.5, 0.5), "nothing"),
+    (lambda: CalibratedTargets(smoothing=1.0), "smoothing"),
+    (lambda: CalibratedTargets(confidence="mean"), "confidence"),
+    (lambda: CalibratedTargets(positions="all"), "labels"),
+    (lambda: PairedContrast(scale=0.0), "scale"),
+    (lambda: PairedContrast("exits.*"), "one signal"),
     (lambda: PriorAdjusted(SoftTargets(), (5, 0)), "counts"),
     (lambda: PriorAdjusted(SoftTargets(), (5, 3), float("nan")), "strength"),
     (lambda: PriorAdjusted(Hint("layer"), (5, 3)), "logits alone"),
