@@ -43,7 +43,7 @@ class Network:
 class ImageBed(Bed):
     """Images, a student and a teacher.
 
-    dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
+    dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
     training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
     that many times the smallest; measurements then name the rarest and the most frequent third of the classes too. groups: classes
@@ -73,14 +73,15 @@ class ImageBed(Bed):
     test: int | None = None
     imbalance: float = 1.0
     groups: tuple[tuple[int, ...], ...] = ()
+    region: tuple[float, float] | None = None
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        settings = (self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance, self.groups)
-        return _task(self.dataset, *settings)
+        settings = (self.size, self.channels, self.mean, self.std, self.crop, counts)
+        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region)
 
     def _make(self, network: Network) -> nn.Module:
         return network.make(self.channels, len(self.groups) or 10)
@@ -95,9 +96,13 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        for name, usual in (("imbalance", 1.0), ("groups", ())):
-            if own[name] == usual:
-                del own[name]  # so that other beds keep the digests they had before there were such
+        for later in (
+            "imbalance",
+            "groups",
+            "region",
+        ):  # beds without them keep the digests they had before there were such
+            if own[later] == type(self).__dataclass_fields__[later].default:
+                del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -187,15 +192,22 @@ class ImageBed(Bed):
         run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
         return self.measure(run, model)
 
-    def measure(self, run: Run, model: nn.Module, signal: str = LOGITS) -> dict[str, float]:
+    def measure(
+        self,
+        run: Run,
+        model: nn.Module,
+        signal: str = LOGITS,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
         """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split; of a long-tailed bed also
         `rare_accuracy` and `frequent_accuracy`, the mean of the rarest and of the most frequent third of the classes.
 
-        signal: what to measure in place of the model's answer, such as one of several heads.
+        signal: what to measure in place of the model's answer, such as one of several heads. change: what is done to every batch before,
+        such as `limbeck.datasets.augment.Translated`.
         """
 
         def answer(batch: Mapping[str, Any]) -> Tensor:
-            return capture(model, batch, {signal})[signal]
+            return capture(model, change(batch) if change else batch, {signal})[signal]
 
         with evaluating(model):
             found = self.task().evaluate(answer, split=run.split)
@@ -225,8 +237,9 @@ def _task(
     counts: tuple,
     imbalance: float,
     groups: tuple[tuple[int, ...], ...],
+    region: tuple[float, float] | None,
 ) -> ImageClassification:
-    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
+    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
     return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)
 
 
@@ -303,6 +316,7 @@ MNIST_TAIL = replace(
     teacher_training=_schedule(15, 32),
     expects={"accuracy": (0.6, 0.88), "teacher_accuracy": (0.82, 0.97)},
 )
+MNIST_REGIONS = replace(MNIST_FEW, name="mnist 14x14, 500 examples, random regions", region=(0.2, 1.0))
 DIGITS = ImageBed(
     dataset="digits",
     name="digits 8x8",

@@ -14,6 +14,7 @@ from limbeck.models.multi_exit import exit_encoder
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
+from limbeck.models.signal import signal_cnn, signal_transformer
 from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
@@ -35,6 +36,8 @@ __all__ = [
     "prefix_decoder",
     "resnet",
     "sentence_encoder",
+    "signal_cnn",
+    "signal_transformer",
     "student_encoder",
     "transformer",
     "vit",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
+from limbeck.datasets.images import channel_statistics, decode, resized_regions, shift_and_flip
 from limbeck.datasets.imbalance import long_tailed
 from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
@@ -32,6 +32,8 @@ class ImageClassification(Classification):
     mean, std: per channel, of pixels in 0..1. By default those of the train split.
     crop: zero padding around random crops, flip: mirror half of the images; used when batches are augmented. The
         defaults are 4 and true for CIFAR, 1 and false for digits, 2 and false for MNIST, 0 and false for anything else.
+    region: smallest and largest share of the area of a random region that is resized to the whole, before cropping and flipping, such as
+        (0.25, 1.0); None: none.
     examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
         never decoded. Statistics are then those of the examples that are kept.
     imbalance: above 1, the train split is thinned to a long tail, see `limbeck.datasets.imbalance.long_tailed`.
@@ -61,6 +63,7 @@ class ImageClassification(Classification):
         examples: Mapping[str, int] | None = None,
         imbalance: float = 1.0,
         groups: Sequence[Sequence[int]] = (),
+        region: Sequence[float] | None = None,
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -72,8 +75,13 @@ class ImageClassification(Classification):
             raise UsageError(f"channels must be 1 or 3, not {channels!r}")
         if (mean is None) != (std is None):
             raise UsageError("give both mean and std, or neither")
+        self.region = None if region is None else tuple(region)
+        if region is not None and (len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1):
+            raise UsageError(f"region={region!r} must be two shares of the area, above 0, rising, at most 1")
         self.examples = _checked(examples)
         self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
+        if self.region:
+            self.augmentation += f", region {self.region[0]} to {self.region[1]}"
         self._scale = 255.0
         if dataset == "digits":
             self._load_digits()
@@ -155,6 +163,8 @@ class ImageClassification(Classification):
     def _examples(self, split: str, index: Tensor, augment: torch.Generator | None) -> dict[str, Tensor]:
         images, labels = self._data[split]
         images = images[index]
+        if augment is not None and self.region:
+            images = resized_regions(images, self.region, augment)
         if augment is not None and (self.crop or self.flip):
             images = shift_and_flip(images, self.crop, self.flip, augment)
         mean = torch.tensor(self.mean).reshape(-1, 1, 1)

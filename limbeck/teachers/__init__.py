@@ -7,6 +7,7 @@ from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.selection import source_weights, task_similarity
 from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "class_clusters",
     "class_means",
     "class_projections",
+    "source_weights",
+    "task_similarity",
 ]
