@@ -1232,6 +1232,41 @@ FAULTS = [
         "here = slice(0, rows.stop - at)",
         "tests/objectives/test_large_vocabulary.py",
     ),
+    (
+        "mapping: merged classes take the larger logit",
+        "objectives/mapping.py",
+        "return padded[..., places].logsumexp(-1)",
+        "return padded[..., places].amax(-1)",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "mapping: labels keep their old numbers",
+        "objectives/mapping.py",
+        "return torch.where(inside, places[labels.long().clamp(0, classes - 1)], positions.IGNORED)",
+        "return labels",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "sorted targets: sorted the other way round",
+        "objectives/mapping.py",
+        "sort(-1, descending=True)",
+        "sort(-1, descending=False)",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "retokenized: first token of a character instead of the last",
+        "teachers/retokenized.py",
+        "last = {end: place for place, end in enumerate(student) if end is not None}",
+        "last = {end: place for place, end in reversed(list(enumerate(student))) if end is not None}",
+        "tests/teachers/test_retokenized_teacher.py",
+    ),
+    (
+        "retokenized: one position early",
+        "teachers/retokenized.py",
+        "logits[rows, at.clamp_min(0)]",
+        "logits[rows, (at - 1).clamp_min(0)]",
+        "tests/teachers/test_retokenized_teacher.py",
+    ),
 ]
 
 

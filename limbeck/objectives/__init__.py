@@ -30,6 +30,7 @@ from limbeck.objectives.features import (
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, over_layers
+from limbeck.objectives.mapping import MappedClasses, MappedTokens, SortedTargets
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
@@ -81,6 +82,8 @@ __all__ = [
     "KernelAlignment",
     "LargeVocabulary",
     "Loss",
+    "MappedClasses",
+    "MappedTokens",
     "MarginHint",
     "MatrixOrientation",
     "MeanSquaredError",
@@ -104,6 +107,7 @@ __all__ = [
     "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
+    "SortedTargets",
     "Standardized",
     "StandardizedTargets",
     "Sum",

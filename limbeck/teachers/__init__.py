@@ -7,6 +7,7 @@ from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.retokenized import RetokenizedTeacher
 
 __all__ = [
     "AveragedTeacher",
@@ -16,6 +17,7 @@ __all__ = [
     "EpochSnapshot",
     "FrozenTeacher",
     "PastPredictions",
+    "RetokenizedTeacher",
     "Teacher",
     "build_cache",
     "class_means",
