@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck import models
 from limbeck.beds.base import Bed
@@ -20,7 +20,7 @@ from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.signals import call, first_tensor
+from limbeck.signals import LOGITS, capture
 from limbeck.tasks import ImageClassification
 from limbeck.training import Distil, Procedure, TrainingConfig
 from limbeck.training.procedures import describe
@@ -43,10 +43,11 @@ class Network:
 class ImageBed(Bed):
     """Images, a student and a teacher.
 
-    dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
+    dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
     training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
-    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too.
+    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too. groups: classes
+    that are taken as one, see `ImageClassification`.
 
     What an arm needs:
 
@@ -71,13 +72,19 @@ class ImageBed(Bed):
     validation: int | None = None
     test: int | None = None
     imbalance: float = 1.0
+    groups: tuple[tuple[int, ...], ...] = ()
+    region: tuple[float, float] | None = None
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance)
+        settings = (self.size, self.channels, self.mean, self.std, self.crop, counts)
+        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region)
+
+    def _make(self, network: Network) -> nn.Module:
+        return network.make(self.channels, len(self.groups) or 10)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -89,8 +96,13 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        if self.imbalance == 1:
-            del own["imbalance"]  # so that balanced beds keep the digests they had before there were others
+        for later in (
+            "imbalance",
+            "groups",
+            "region",
+        ):  # beds without them keep the digests they had before there were such
+            if own[later] == type(self).__dataclass_fields__[later].default:
+                del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -101,7 +113,7 @@ class ImageBed(Bed):
 
     def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""
-        return run.fresh(make or (lambda: self.student.make(self.channels)))
+        return run.fresh(make or (lambda: self._make(self.student)))
 
     def trained_teacher(
         self,
@@ -121,14 +133,14 @@ class ImageBed(Bed):
         if (make is None) != (architecture is None):
             raise UsageError("trained_teacher: give make and architecture together: the store finds the weights by it")
         config = replace(self.teacher_training, **changes)
-        make = make or (lambda: self.teacher.make(self.channels))
+        make = make or (lambda: self._make(self.teacher))
         return self._trained(
             run, make, architecture or asdict(self.teacher), self.teacher_train, config, objective, seed
         )
 
     def trained_student(self, run: Run, **changes: Any) -> nn.Module:
         """The student trained with labels alone, of the run's seed: a starting point that all arms of a seed share."""
-        make = functools.partial(self.student.make, self.channels)
+        make = functools.partial(self._make, self.student)
         return self._trained(run, make, asdict(self.student), self.train, self.config(**changes), None, run.seed)
 
     def _trained(
@@ -180,19 +192,33 @@ class ImageBed(Bed):
         run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
         return self.measure(run, model)
 
-    def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
-        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split."""
-        with evaluating(model):
-            found = self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
-            return found | (self._by_frequency(run, model) if self.imbalance != 1 else {})
+    def measure(
+        self,
+        run: Run,
+        model: nn.Module,
+        signal: str = LOGITS,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split; of a long-tailed bed also
+        `rare_accuracy` and `frequent_accuracy`, the mean of the rarest and of the most frequent third of the classes.
 
-    def _by_frequency(self, run: Run, model: nn.Module) -> dict[str, float]:
-        """The mean accuracy of the classes of the rarest third, and of the most frequent third."""
-        logits, labels = self.task().predictions(lambda batch: first_tensor(call(model, batch)), run.split)
+        signal: what to measure in place of the model's answer, such as one of several heads. change: what is done to every batch before,
+        such as `limbeck.datasets.augment.Translated`.
+        """
+
+        def answer(batch: Mapping[str, Any]) -> Tensor:
+            return capture(model, change(batch) if change else batch, {signal})[signal]
+
+        with evaluating(model):
+            found = self.task().evaluate(answer, split=run.split)
+            if self.imbalance == 1:
+                return found
+            logits, labels = self.task().predictions(answer, run.split)
         right = logits.argmax(-1) == labels
         by_class = [right[labels == label].double().mean().item() for label in range(logits.shape[1])]
         third = len(by_class) // 3
-        return {"rare_accuracy": sum(by_class[-third:]) / third, "frequent_accuracy": sum(by_class[:third]) / third}
+        rare, frequent = (sum(part) / third for part in (by_class[-third:], by_class[:third]))
+        return found | {"rare_accuracy": rare, "frequent_accuracy": frequent}
 
     def reference(self, run: Run) -> dict[str, float]:
         """The student trained with labels alone; `teacher_accuracy` is the teacher's."""
@@ -210,9 +236,11 @@ def _task(
     crop: int | None,
     counts: tuple,
     imbalance: float,
+    groups: tuple[tuple[int, ...], ...],
+    region: tuple[float, float] | None,
 ) -> ImageClassification:
-    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
-    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, **settings)
+    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
+    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)
 
 
 def _schedule(epochs: float, batch_size: int = 64, precision: str = "bf16", **settings: Any) -> TrainingConfig:
@@ -288,6 +316,7 @@ MNIST_TAIL = replace(
     teacher_training=_schedule(15, 32),
     expects={"accuracy": (0.6, 0.88), "teacher_accuracy": (0.82, 0.97)},
 )
+MNIST_REGIONS = replace(MNIST_FEW, name="mnist 14x14, 500 examples, random regions", region=(0.2, 1.0))
 DIGITS = ImageBed(
     dataset="digits",
     name="digits 8x8",

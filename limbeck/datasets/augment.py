@@ -1,4 +1,4 @@
-"""Views of a batch that are made while training: strongly changed images, and rotations with labels that name them."""
+"""Other views of a batch: strongly changed images, rotations with labels that name them, and disturbances to test with."""
 
 from __future__ import annotations
 
@@ -79,3 +79,43 @@ class Rotations:
         if not self.all_labels:
             out["labels"] = torch.cat([labels, torch.full_like(labels.repeat(3), -100)])
         return out
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Every image moved by so many pixels down and to the right; what leaves on one side comes in on the other."""
+
+    down: int = 2
+    right: int = 2
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        moved = torch.roll(pixels(batch, "Translated"), (self.down, self.right), (2, 3))
+        return {**batch, "pixel_values": moved}
+
+
+@dataclass(frozen=True)
+class PermutedPatches:
+    """The patches of every image in another order, the same for all images; the order is drawn from `seed` and is never the given one.
+
+    A disturbance that leaves every patch as it is and destroys how they lie. Raises UsageError for images that patches of `patch` do not
+    fill, or a single patch.
+    """
+
+    patch: int
+    seed: int = 0
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        images = pixels(batch, "PermutedPatches")
+        count, channels, height, width = images.shape
+        if height % self.patch or width % self.patch or height * width <= self.patch**2:
+            raise UsageError(
+                f"PermutedPatches: patches of {self.patch} do not divide images of {height}x{width} into several"
+            )
+        shape = (count, channels, height // self.patch, self.patch, width // self.patch, self.patch)
+        cut = images.reshape(shape).permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
+        draws, same = torch.Generator().manual_seed(self.seed), torch.arange(len(cut))
+        order = same
+        while torch.equal(order, same):
+            order = torch.randperm(len(cut), generator=draws)
+        mixed = cut[order.to(cut.device)].unflatten(0, shape[2:5:2]).permute(2, 3, 0, 4, 1, 5)
+        return {**batch, "pixel_values": mixed.reshape(images.shape)}

@@ -4,6 +4,7 @@ from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, Wher
 from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.calibrated import CalibratedTargets
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
@@ -27,11 +28,13 @@ from limbeck.objectives.features import (
     SingularHints,
     VariationalHint,
 )
+from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
-from limbeck.objectives.layers import layer_map, over_layers
+from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.mapping import MappedClasses, MappedTokens, SortedTargets
 from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
 from limbeck.objectives.ranking import RankedTargets
@@ -48,7 +51,9 @@ from limbeck.objectives.relations import (
 )
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
+from limbeck.objectives.self_distillation import LayeredSelfDistillation
 from limbeck.objectives.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.subsets import AtTokens
 from limbeck.objectives.targets import (
     BalancedDivergence,
     CrossEntropy,
@@ -62,8 +67,11 @@ __all__ = [
     "AdaptiveKL",
     "AngleRelations",
     "AtExit",
+    "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
+    "CalibratedTargets",
+    "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
@@ -81,6 +89,7 @@ __all__ = [
     "JensenShannon",
     "KernelAlignment",
     "LargeVocabulary",
+    "LayeredSelfDistillation",
     "Loss",
     "MappedClasses",
     "MappedTokens",
@@ -96,6 +105,7 @@ __all__ = [
     "NormalizedKD",
     "Objective",
     "OnSignal",
+    "PairedContrast",
     "PriorAdjusted",
     "RankedTargets",
     "ReverseKL",
@@ -122,5 +132,6 @@ __all__ = [
     "WeightedSoftTargets",
     "WhereCorrect",
     "layer_map",
+    "nearest_layer",
     "over_layers",
 ]

@@ -248,8 +248,8 @@ class SortedTargets(Objective):
     this). aligned: the teacher's signal that says which positions count (`RetokenizedTeacher`); None: all. positions: as in
     `SoftTargets`. Shapes: logits (..., S) and (..., C) at the same positions, widths as they may be.
 
-    Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs", 2024, eq. 5 and
-    6. Deviation: the mean over positions, where the paper sums over a sequence; positions are aligned by the text that was read, where the
+    Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs", 2024, section 3.
+    Deviation: the mean over positions, where the paper sums over a sequence; positions are aligned by the text that was read, where the
     paper cuts both sequences to the shorter one.
     """
 

@@ -12,6 +12,9 @@ is trained to be told apart, against the wording: the arm `discriminator` is the
 Pieces: `EnsembleTeacher` of `limbeck.teachers`, `SoftTargets`, `Discriminator` of `limbeck.objectives`.
 Deviations: three residual networks that differ in their seed, trained on 5000 MNIST images; the student's checkpoint and its
 further training see 500. The learning rate, the discriminator's too, is chosen per arm.
+What came out: the teachers' mean beats labels, needs neither labels nor weight decay and gains three points by the checkpoint; three
+teachers and one differ by less than five seeds can tell; the discriminator does harm when its gradient is turned and nothing
+when it is not.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
 from limbeck.teachers.retokenized import RetokenizedTeacher
+from limbeck.teachers.selection import source_weights, task_similarity
+from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
 __all__ = [
     "AveragedTeacher",
@@ -18,7 +20,12 @@ __all__ = [
     "FrozenTeacher",
     "PastPredictions",
     "RetokenizedTeacher",
+    "SubclassTeacher",
     "Teacher",
     "build_cache",
+    "class_clusters",
     "class_means",
+    "class_projections",
+    "source_weights",
+    "task_similarity",
 ]

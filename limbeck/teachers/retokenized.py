@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.signals import ALIGNED, LOGITS, Signals
-from limbeck.teachers.base import Teacher
+from limbeck.teachers.base import Around, Teacher
 
 LOSSLESS = ("byte_level", "sentencepiece", "text")
 
 
-class RetokenizedTeacher:
+class RetokenizedTeacher(Around):
     """A causal language model with another tokenizer than the student's, brought to the student's positions.
 
     The student's tokens are turned into text, the teacher's tokenizer cuts that text anew, and the teacher answers. Position i of the
@@ -62,10 +62,6 @@ class RetokenizedTeacher:
         self.teacher, self.tokenizer, self.special, self.length = teacher, other, special, length
         self._surfaces, self._padding = surfaces(own), padding_token(other)
         self._vocabularies = digest([own.get_vocab(), other.get_vocab()])
-
-    @property
-    def changes(self) -> bool:
-        return self.teacher.changes
 
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
         unknown = sorted(names - {LOGITS, ALIGNED})
@@ -120,18 +116,6 @@ class RetokenizedTeacher:
             at += len(piece)
             ends.append(at if piece and 0 < at <= len(text.encode()) else None)
         return text, ends
-
-    def modules(self) -> dict[str, nn.Module]:
-        return self.teacher.modules()
-
-    def to(self, device: Any) -> None:
-        self.teacher.to(device)
-
-    def start(self, student: nn.Module) -> None:
-        self.teacher.start(student)
-
-    def after_step(self, student: nn.Module, step: int) -> None:
-        self.teacher.after_step(student, step)
 
     def digest(self) -> str:
         return digest(

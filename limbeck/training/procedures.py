@@ -195,9 +195,9 @@ class Distil(Procedure):
         return Loss(total, named_parts(losses) | named_parts(shown))
 
     def after_step(self, state: State) -> None:
+        tell(self.connectors.values(), state)
         if self.weigher is not None:
             self.weigher.settle()
-        tell(self.connectors.values(), state)
         if self.teacher is not None:
             self.teacher.after_step(self.student, state.step + 1)
 

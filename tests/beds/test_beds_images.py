@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limbeck.beds.images import CIFAR10, CIFAR10_FEW, DIGITS, MNIST, MNIST_FEW, MNIST_TAIL
+from limbeck.beds.images import CIFAR10, CIFAR10_FEW, DIGITS, MNIST, MNIST_FEW, MNIST_REGIONS, MNIST_TAIL
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.objectives import CrossEntropy, SoftTargets
 
 BEDS = {
     "mnist tail": MNIST_TAIL,
+    "regions": MNIST_REGIONS,
     "digits": DIGITS,
     "mnist": MNIST,
     "mnist few": MNIST_FEW,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from limbeck.datasets.augment import Rotations, StrongView
+from limbeck.datasets.augment import PermutedPatches, Rotations, StrongView, Translated
 from limbeck.errors import UsageError
 
 IMAGES = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -55,3 +55,24 @@ def test_a_strong_view_of_strength_nothing_is_the_image_and_draws_follow_the_see
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     with pytest.raises(UsageError, match="strength"):
         StrongView(strength=1.0)
+
+
+def test_a_translation_moves_every_pixel():
+    out = Translated(1, 2)(BATCH)["pixel_values"]
+    for row in range(4):
+        for column in range(4):
+            assert torch.equal(out[:, :, (row + 1) % 4, (column + 2) % 4], IMAGES[:, :, row, column])
+    assert torch.equal(Translated(0, 0)(BATCH)["pixel_values"], IMAGES)
+
+
+def test_permuted_patches_are_the_same_patches_elsewhere():
+    out = PermutedPatches(2)(BATCH)["pixel_values"]
+    places = [(row, column) for row in (0, 2) for column in (0, 2)]
+    before = [IMAGES[:, :, r : r + 2, c : c + 2] for r, c in places]
+    after = [out[:, :, r : r + 2, c : c + 2] for r, c in places]
+    found = [next(i for i, patch in enumerate(before) if torch.equal(patch, moved)) for moved in after]
+    assert sorted(found) == [0, 1, 2, 3] != found
+    assert torch.equal(PermutedPatches(2)(BATCH)["pixel_values"], out)
+    for patch in (3, 4):
+        with pytest.raises(UsageError, match="several"):
+            PermutedPatches(patch)(BATCH)
