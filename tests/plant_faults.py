@@ -184,8 +184,8 @@ FAULTS = [
     (
         "weights of a sum ignored",
         "objectives/base.py",
-        "total + weight * loss.value",
-        "total + loss.value",
+        "value = self.terms[index][1] * loss.value",
+        "value = loss.value",
         "tests/objectives",
     ),
     (
