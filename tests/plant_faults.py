@@ -793,14 +793,14 @@ FAULTS = [
     ),
     (
         "large vocabulary: chunks overwrite the gradient",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "grad_weight[block] += ",
         "grad_weight[block] = ",
         "tests/objectives",
     ),
     (
         "large vocabulary: incoming gradient ignored",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "x * grad.to(x.dtype)",
         "x * 1.0",
         "tests/objectives",
@@ -1255,14 +1255,14 @@ FAULTS = [
     ),
     (
         "top logits: the tail weighs nothing",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone()",
         "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone() - 1e4",
         "tests/objectives/test_large_vocabulary.py",
     ),
     (
         "large vocabulary: tiles of a later chunk read the first rows",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "here = slice(at - begin, rows.stop - begin)",
         "here = slice(0, rows.stop - at)",
         "tests/objectives/test_large_vocabulary.py",
