@@ -184,8 +184,8 @@ FAULTS = [
     (
         "weights of a sum ignored",
         "objectives/base.py",
-        "total + weight * loss.value",
-        "total + loss.value",
+        "value = self.terms[index][1] * loss.value",
+        "value = loss.value",
         "tests/objectives",
     ),
     (
@@ -877,14 +877,14 @@ FAULTS = [
     ),
     (
         "large vocabulary: chunks overwrite the gradient",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "grad_weight[block] += ",
         "grad_weight[block] = ",
         "tests/objectives",
     ),
     (
         "large vocabulary: incoming gradient ignored",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "x * grad.to(x.dtype)",
         "x * 1.0",
         "tests/objectives",
@@ -1339,17 +1339,52 @@ FAULTS = [
     ),
     (
         "top logits: the tail weighs nothing",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone()",
         "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone() - 1e4",
         "tests/objectives/test_large_vocabulary.py",
     ),
     (
         "large vocabulary: tiles of a later chunk read the first rows",
-        "objectives/large_vocabulary.py",
+        "objectives/chunked.py",
         "here = slice(at - begin, rows.stop - begin)",
         "here = slice(0, rows.stop - at)",
         "tests/objectives/test_large_vocabulary.py",
+    ),
+    (
+        "mapping: merged classes take the larger logit",
+        "objectives/mapping.py",
+        "return padded[..., places].logsumexp(-1)",
+        "return padded[..., places].amax(-1)",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "mapping: labels keep their old numbers",
+        "objectives/mapping.py",
+        "return torch.where(inside, places[labels.long().clamp(0, classes - 1)], positions.IGNORED)",
+        "return labels",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "sorted targets: sorted the other way round",
+        "objectives/mapping.py",
+        "sort(-1, descending=True)",
+        "sort(-1, descending=False)",
+        "tests/objectives/test_mapping.py",
+    ),
+    (
+        "retokenized: first token of a character instead of the last",
+        "teachers/retokenized.py",
+        "last = {end: place for place, end in enumerate(student) if end is not None}",
+        "last = {end: place for place, end in reversed(list(enumerate(student))) if end is not None}",
+        "tests/teachers/test_retokenized_teacher.py",
+    ),
+    (
+        "retokenized: one position early",
+        "teachers/retokenized.py",
+        "logits[rows, at.clamp_min(0)]",
+        "logits[rows, (at - 1).clamp_min(0)]",
+        "tests/teachers/test_retokenized_teacher.py",
     ),
 ]
 
