@@ -115,7 +115,7 @@ def run_recipe(recipe: Recipe, out: Path | str, *, trust: Sequence[str] = (), pr
 
 def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
     """Run a job. Raises LimbeckError with nothing half-written; what was finished before stays and is used next time."""
-    run = _Run(job, Path(out), progress)
+    run = Run(job, Path(out), progress)
     with locked(run.out / ".lock", f"another run is writing to {run.out}"):
         stages = run.stages()
         measured = measure_stages(stages, job.task, job.measure, run.out / "measured", job.exports, progress, job.trust)
@@ -135,7 +135,7 @@ def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
     return Result(model, report, run.out)
 
 
-class _Run:
+class Run:
     """The stages of one job in one folder."""
 
     def __init__(self, job: Job, out: Path, progress: bool):
@@ -212,7 +212,8 @@ class _Run:
         shutil.rmtree(work, ignore_errors=True)
         return model, history.to_json()
 
-    def _student(self, teachers: Sequence[Stage]) -> nn.Module:
+    def student(self, teachers: Sequence[Stage]) -> nn.Module:
+        """The student as it is before the first step."""
         if self.job.student is not None:
             return copy.deepcopy(self.job.student.build(self.job.trust, "student"))
         return teachers[0].load(self.job.trust)
@@ -228,14 +229,14 @@ class _Run:
         )
 
         def make(work: Path) -> tuple[nn.Module, dict[str, Any]]:
-            return self._train(Train(step.train, name="baseline"), self._student(()), (), work, step.name)
+            return self._train(Train(step.train, name="baseline"), self.student(()), (), work, step.name)
 
         return self._stage(self.out / "steps", 0, "baseline", key, make)
 
     def _do(
         self, step: Step, previous: Stage | None, teachers: Sequence[Stage], work: Path
     ) -> tuple[nn.Module, dict[str, Any] | None]:
-        model = previous.load(self.job.trust) if previous is not None else self._student(teachers)
+        model = previous.load(self.job.trust) if previous is not None else self.student(teachers)
         if isinstance(step, Change):
             plan = step.transform.plan(model, self.job.task, self.job.budget)
             return apply(model, plan), None
@@ -257,14 +258,15 @@ class _Run:
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
         else:
-            procedure = Distil(model, self._signals(step, teachers, seed, work), step.objective)
+            teacher = self.signals(step, teachers, seed, work)
+            procedure = Distil(model, teacher, step.objective, getattr(step, "balance", None))
         history = trainer.run(masks.follow(procedure), task)
         if finish is not None:
             model, plan = finish(model, task)
             model = apply(model, plan)
         return model, history.to_json()
 
-    def _signals(self, step: Step, teachers: Sequence[Stage], seed: int, work: Path) -> Any:
+    def signals(self, step: Step, teachers: Sequence[Stage], seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
             return AveragedTeacher()

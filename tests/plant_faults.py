@@ -8,6 +8,7 @@ test fails; a test run that cannot start does not count. The exit code is 0 when
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# name, file, text, what it becomes, tests that should notice
+# name, file, text, what it becomes, tests that should notice; more of them in tests/faults
 FAULTS = [
     (
         "KL sides swapped",
@@ -154,7 +155,7 @@ FAULTS = [
     ),
     (
         "hint's teacher not detached",
-        "objectives/features.py",
+        "objectives/features/hints.py",
         "teacher[self.teacher or self.student].detach()",
         "teacher[self.teacher or self.student]",
         "tests/laws",
@@ -175,7 +176,7 @@ FAULTS = [
     ),
     (
         "a sample compares with itself",
-        "objectives/relations.py",
+        "objectives/relations/similarities.py",
         "pairs = ~torch.eye",
         "pairs = torch.ones_like(torch.eye(len(own), dtype=torch.bool)) | torch.eye",
         "tests/objectives",
@@ -298,7 +299,7 @@ FAULTS = [
         "artifact.py",
         "manifest.verified(folder, name, listing)\n    past",
         "pass\n    past",
-        "tests/test_artifact.py",
+        "tests/test_artifact.py tests/test_artifact_damage.py",
     ),
     (
         "drop has the wrong sign",
@@ -386,38 +387,248 @@ FAULTS = [
     ),
     (
         "token relations: sides swapped",
-        "objectives/relations.py",
+        "objectives/relations/tokens.py",
         "for s in (target, own)",
         "for s in (own, target)",
         "tests/objectives/test_token_relations.py",
     ),
     (
         "token relations: not scaled",
-        "objectives/relations.py",
+        "objectives/relations/tokens.py",
         "/ math.sqrt(left.shape[-1])",
         "/ 1.0",
         "tests/objectives/test_token_relations.py",
     ),
     (
         "mutual information: joint term's sign",
-        "objectives/contrastive.py",
+        "objectives/contrastive/information.py",
         "1 + positions.mean(joint, pairs)",
         "1 - positions.mean(joint, pairs)",
         "tests/objectives/test_mutual_information.py",
     ),
     (
         "mutual information: alpha at the other end",
-        "objectives/contrastive.py",
+        "objectives/contrastive/information.py",
         "math.log1p(-alpha)",
         "math.log(alpha)",
         "tests/objectives/test_mutual_information.py",
     ),
     (
         "mutual information: the mean keeps the entry that was left out",
-        "objectives/contrastive.py",
+        "objectives/contrastive/information.py",
         ".masked_fill(left, -torch.inf)",
         "",
         "tests/objectives/test_mutual_information.py",
+    ),
+    (
+        "attention transfer: the norm squared",
+        "objectives/features/activations.py",
+        "return divergences.norm(ours, theirs)",
+        "return divergences.norm(ours, theirs).square()",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "attention transfer: the largest for the sum",
+        "objectives/features/activations.py",
+        'if statistic == "max"',
+        'if statistic == "sum"',
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "neuron selectivity: the cross term once",
+        "objectives/features/activations.py",
+        "- 2 * kernel(theirs, ours)",
+        "- kernel(theirs, ours)",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "neuron selectivity: patterns not scaled",
+        "objectives/features/activations.py",
+        "ours, theirs = divergences.directions(own), divergences.directions(target)",
+        "ours, theirs = own, target",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "variational: half of the squared term",
+        "objectives/features/variational.py",
+        "/ (2 * variance)",
+        "/ variance",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "variational: the logarithm's factor dropped",
+        "objectives/features/variational.py",
+        "+ 0.5 * variance.log()",
+        "+ variance.log()",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "margin: the negative part never counts",
+        "objectives/features/margins.py",
+        "((own > target) | (target > 0))",
+        "(target > 0)",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "margin: on the other side of the mean",
+        "objectives/features/margins.py",
+        "mean - deviation * density",
+        "mean + deviation * density",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "singular: no gradient through the vectors",
+        "objectives/features/singular.py",
+        "return vectors + eigenvectors @ (change * inverse), values",
+        "return vectors, values",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "singular: the shares are not scaled",
+        "objectives/features/singular.py",
+        "values / values.norm(dim=1, keepdim=True).clamp(min=1e-30)",
+        "values",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "singular: the student is not aligned",
+        "objectives/features/singular.py",
+        "cosines.abs().argmax(1, keepdim=True)",
+        "cosines.abs().argmin(1, keepdim=True)",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "review: pooled levels weigh alike",
+        "objectives/features/review.py",
+        "share /= 2",
+        "share /= 1",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "review: the shares of the fusion swapped",
+        "objectives/connectors.py",
+        "fused * shares[:, :1] + below * shares[:, 1:]",
+        "fused * shares[:, 1:] + below * shares[:, :1]",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "norm and direction: the shorter length",
+        "objectives/features/directions.py",
+        "length.maximum(",
+        "length.minimum(",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "norm and direction: the class mean keeps its length",
+        "objectives/features/directions.py",
+        "towards = divergences.directions(positions.blank(self._means(teacher, target), weights))",
+        "towards = positions.blank(self._means(teacher, target), weights)",
+        "tests/objectives/test_feature_values.py",
+    ),
+    (
+        "distances: not in units of their mean",
+        "objectives/relations/geometry.py",
+        "return distances / positions.mean(distances, pairs)",
+        "return distances / (0 * positions.mean(distances, pairs) + 1)",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "distances: the pairs count alike",
+        "objectives/relations/geometry.py",
+        "pairs = pair_weights(own, weights)",
+        "pairs = pair_weights(own, None)",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "angles: degenerate triplets count",
+        "objectives/relations/geometry.py",
+        "pairs[:, None, :] * pairs[None]",
+        "pairs[:, None, :]",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "kernel probabilities: cosines not moved to 0..1",
+        "objectives/relations/similarities.py",
+        "((cosines + 1) / 2)",
+        "cosines.abs()",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "gram: rows not scaled",
+        "objectives/relations/similarities.py",
+        "return divergences.directions(features @ features.transpose(0, 1))",
+        "return features @ features.transpose(0, 1)",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "kernel alignment: not centred",
+        "objectives/relations/alignment.py",
+        "moved = x - x.mean(0)",
+        "moved = x",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "correlation: alpha dropped",
+        "objectives/relations/alignment.py",
+        "missing.pow(self.alpha)",
+        "missing",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "gram information: of the student alone",
+        "objectives/relations/alignment.py",
+        "joint = ours * divergences.cosine_similarities(target)",
+        "joint = ours * ours",
+        "tests/objectives/test_relation_values.py",
+    ),
+    (
+        "memory: the banks swapped",
+        "objectives/contrastive/memory.py",
+        "((ours, bank.teacher, 0), (theirs, bank.student, 1))",
+        "((ours, bank.student, 0), (theirs, bank.teacher, 1))",
+        "tests/objectives/test_memory_contrast.py",
+    ),
+    (
+        "memory: momentum on the new embedding",
+        "objectives/contrastive/memory.py",
+        "momentum * rows[index] + (1 - momentum) * new.to(rows.dtype)",
+        "(1 - momentum) * rows[index] + momentum * new.to(rows.dtype)",
+        "tests/objectives/test_memory_contrast.py",
+    ),
+    (
+        "memory: the own class is a negative",
+        "objectives/contrastive/memory.py",
+        "return own if labels is None else own |",
+        "return own if labels is None else own &",
+        "tests/objectives/test_memory_contrast.py",
+    ),
+    (
+        "memory: the share of negatives dropped",
+        "objectives/contrastive/memory.py",
+        "F.softplus(wrong - shift.unsqueeze(1))",
+        "F.softplus(wrong)",
+        "tests/objectives/test_memory_contrast.py",
+    ),
+    (
+        "class means: not divided by the class",
+        "teachers/class_means.py",
+        "count += torch.bincount(labels.cpu(), minlength=len(count))",
+        "count += len(labels)",
+        "tests/teachers/test_class_means.py",
+    ),
+    (
+        "layer similarity: not centred",
+        "measure/alignment.py",
+        "product - torch.outer(sums[a], sums[b]) / count",
+        "product",
+        "tests/objectives/test_layers.py",
+    ),
+    (
+        "layer map: the order reversed",
+        "objectives/layers.py",
+        "found if not total or found[0] > total[-1][0] else total[-1]",
+        "found",
+        "tests/objectives/test_layers.py",
     ),
     (
         "communication: the second round repeats the first",
@@ -610,10 +821,129 @@ FAULTS = [
     ),
     (
         "correlation over classes: weights dropped",
-        "objectives/distributions.py",
+        "objectives/batchwise.py",
         "correlation(p.T, q.T, counted)",
         "correlation(p.T, q.T, torch.ones_like(counted))",
         "tests/objectives",
+    ),
+    (
+        "transport: the columns are not scaled",
+        "objectives/batchwise.py",
+        "plan = plan - plan.logsumexp(0, keepdim=True) + column_mass",
+        "plan = plan - 0 * column_mass",
+        "tests/objectives/test_objective_batchwise.py",
+    ),
+    (
+        "transport: the temperature dropped",
+        "objectives/batchwise.py",
+        "q, p = (log_probabilities(z, self.temperature).exp().flatten(0, -2) for z in (own, target))\n        mass",
+        "q, p = (log_probabilities(z).exp().flatten(0, -2) for z in (own, target))\n        mass",
+        "tests/objectives/test_objective_batchwise.py",
+    ),
+    (
+        "multi-level: T^2 dropped",
+        "objectives/batchwise.py",
+        "self.instance * temperature**2 * instance",
+        "self.instance * instance",
+        "tests/objectives/test_objective_batchwise.py",
+    ),
+    (
+        "multi-level: examples in place of classes",
+        "objectives/batchwise.py",
+        "gram_distance(p.T, q.T)",
+        "gram_distance(p, q)",
+        "tests/objectives/test_objective_batchwise.py",
+    ),
+    (
+        "interpolation: student and teacher swapped",
+        "objectives/interpolation.py",
+        "torch.lerp(positions.precise(own.detach()), positions.precise(target),",
+        "torch.lerp(positions.precise(target), positions.precise(own.detach()),",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
+        "interpolation: a rise of the loss hurries",
+        "objectives/interpolation.py",
+        "(self.previous - loss)",
+        "(loss - self.previous)",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
+        "interpolation: nobody tells the share of a step",
+        "training/procedures.py",
+        "            connector.after_step(state)",
+        "            pass",
+        "tests/objectives/test_interpolation.py",
+    ),
+    (
+        "standardized: the teacher is not",
+        "objectives/standardized.py",
+        "rescaled(teacher[name]) for",
+        "teacher[name] for",
+        "tests/objectives/test_objective_distributions.py",
+    ),
+    (
+        "partial mixup: nobody is left alone",
+        "training/mixing.py",
+        "torch.where(mixed, drawn, torch.ones_like(drawn))",
+        "drawn",
+        "tests/training/test_training_mixing.py",
+    ),
+    (
+        "selection: the highest over examples, not per class",
+        "datasets/select.py",
+        "dim=0)",
+        "dim=1)",
+        "tests/datasets/test_datasets_select.py",
+    ),
+    (
+        "extended task: labels of the pool are kept",
+        "tasks/extended.py",
+        """        added["labels"] = torch.full_like(added["labels"], IGNORED)""",
+        "",
+        "tests/tasks/test_tasks_extended.py",
+    ),
+    (
+        "subclasses: directions keep their own scale",
+        "teachers/subclasses.py",
+        " / deviation @ turn",
+        " @ turn",
+        "tests/teachers/test_subclasses.py",
+    ),
+    (
+        "subclasses: the class's own probability is lost",
+        "teachers/subclasses.py",
+        "(classes.unsqueeze(-1) + log_prob",
+        "(0 * classes.unsqueeze(-1) + log_prob",
+        "tests/teachers/test_subclasses.py",
+    ),
+    (
+        "information: sides swapped",
+        "objectives/information.py",
+        "kl_divergence(log_p, centre.to(log_p.dtype).clamp_min(tiny).log())",
+        "kl_divergence(centre.to(log_p.dtype).clamp_min(tiny).log(), log_p)",
+        "tests/objectives/test_information.py",
+    ),
+    (
+        "information: the average forgets at once",
+        "objectives/information.py",
+        "decay * self.centroids + (1 - decay) * mean",
+        "mean + 0 * decay",
+        "tests/objectives/test_information.py",
+    ),
+    (
+        "ranking: the label is not first",
+        "objectives/ranking.py",
+        ".masked_fill(true, torch.inf)",
+        "",
+        "tests/objectives/test_objective_ranking.py",
+    ),
+    (
+        "ranking: prefixes in place of suffixes",
+        "objectives/ranking.py",
+        "scores.flip(-1).logcumsumexp(-1).flip(-1)",
+        "scores.logcumsumexp(-1)",
+        "tests/objectives/test_objective_ranking.py",
     ),
     (
         "experts: the chosen weights not normalized",
@@ -740,6 +1070,8 @@ FAULTS = [
         "error = self.target - rate",
         "error = rate - self.target",
         "tests/training/test_training_rates.py",
+    ),
+    (
         "diffusion: velocity's sign",
         "diffusion/schedules.py",
         "a * noisy - s * output",
@@ -851,6 +1183,55 @@ FAULTS = [
         "of_synthetic",
         "tests/datasets/test_datasets_synthesize.py",
     ),
+    (
+        "balance: forces upside down",
+        "training/balance.py",
+        "ratio = first / torch.where(known, running, first)",
+        "ratio = torch.where(known, running, first) / first",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the variance is free",
+        "training/balance.py",
+        "return super().total(values, weights, factors) - sum(w * f.log() for w, f in zip(weights, factors))",
+        "return super().total(values, weights, factors)",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: the weights are left out",
+        "training/balance.py",
+        "sum(w * f * v.to",
+        "sum(f * v.to",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "balance: not in checkpoints",
+        "training/procedures.py",
+        'self.modules["balance"] = self.weigher',
+        "pass",
+        "tests/training/test_training_balance.py",
+    ),
+    (
+        "comparison: the sides swapped",
+        "comparison.py",
+        "for side in (row, reference)]",
+        "for side in (reference, row)]",
+        "tests/test_comparison.py",
+    ),
+    (
+        "comparison: chooses on the test split",
+        "comparison.py",
+        'SPLIT = "validation"',
+        'SPLIT = "test"',
+        "tests/test_comparison.py",
+    ),
+    (
+        "scales: the pull without the weights",
+        "training/probe.py",
+        'pull = abs(row["weight"]) * row["factor"]',
+        'pull = row["factor"]',
+        "tests/training/test_training_probe.py",
+    ),
 ]
 
 
@@ -875,9 +1256,20 @@ def caught(file: str, text: str, becomes: str, tests: str) -> tuple[bool, str]:
     )[0]
 
 
+def every() -> list[tuple[str, str, str, str, str]]:
+    """The faults here and those in the files of tests/faults."""
+    found = list(FAULTS)
+    for path in sorted(Path(__file__).with_name("faults").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.FAULTS
+    return found
+
+
 def main() -> int:
     words = sys.argv[1:]
-    chosen = [fault for fault in FAULTS if not words or any(word in fault[0] for word in words)]
+    chosen = [fault for fault in every() if not words or any(word in fault[0] for word in words)]
     missed = 0
     for name, file, text, becomes, tests in chosen:
         began = time.perf_counter()

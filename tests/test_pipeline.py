@@ -165,9 +165,9 @@ def test_teacher_and_student_with_different_classes(store, tmp_path):
 
 
 def stages_of(job, folder):
-    from limbeck.pipeline import _Run
+    from limbeck.pipeline import Run
 
-    return _Run(job, folder, False).stages()
+    return Run(job, folder, False).stages()
 
 
 def test_several_teachers_teach_as_an_ensemble(store, tmp_path):

@@ -5,6 +5,7 @@ Both give a `task` (real data), a `schedule`, an untrained `denoiser`, the `pret
 
 from __future__ import annotations
 
+import abc
 import copy
 import functools
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from limbeck.training.procedures import Supervised
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-class DiffusionBed(Bed):
+class DiffusionBed(Bed, abc.ABC):
     """What both beds share. A subclass is a frozen dataclass with the fields `width`, `blocks`, `steps`, `batch_size`, `learning_rate`."""
 
     shape: tuple[int, ...]
@@ -66,9 +67,9 @@ class DiffusionBed(Bed):
         """Conditions for `count` samples, the classes in turn; None for an unconditional bed."""
         return torch.arange(count) % self.classes if self.conditional else None
 
+    @abc.abstractmethod
     def task(self, run: Run) -> Any:
         """The bed's data."""
-        raise NotImplementedError
 
     def reference(self, run: Run) -> dict[str, float]:
         """The pretrained denoiser with 50 DDIM steps."""
@@ -76,9 +77,9 @@ class DiffusionBed(Bed):
         made = sample(self.pretrained(run), self.noise(run, count), 50, condition=self.labels(count))
         return self.quality(run, made)
 
+    @abc.abstractmethod
     def quality(self, run: Run, samples: Tensor) -> dict[str, float]:
         """How good samples are, against `run.split`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class ImageBed(Bed):
     dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
     training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
-    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too.
+    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too. groups: classes
+    that are taken as one, see `ImageClassification`.
 
     What an arm needs:
 
@@ -72,15 +73,28 @@ class ImageBed(Bed):
     test: int | None = None
     imbalance: float = 1.0
     region: tuple[float, float] | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        return _task(
-            self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts, self.imbalance, self.region
+        settings = (
+            self.size,
+            self.channels,
+            self.mean,
+            self.std,
+            self.crop,
+            counts,
+            self.imbalance,
+            self.region,
+            self.groups,
         )
+        return _task(self.dataset, *settings)
+
+    def _make(self, network: Network) -> nn.Module:
+        return network.make(self.channels, len(self.groups) or 10)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -92,9 +106,9 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        for later in ("imbalance", "region"):  # beds without them keep the digests they had before there were others
-            if own[later] == type(self).__dataclass_fields__[later].default:
-                del own[later]
+        for name, usual in (("imbalance", 1.0), ("region", None), ("groups", ())):
+            if own[name] == usual:
+                del own[name]  # so that other beds keep the digests they had before there were such
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -105,7 +119,7 @@ class ImageBed(Bed):
 
     def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""
-        return run.fresh(make or (lambda: self.student.make(self.channels)))
+        return run.fresh(make or (lambda: self._make(self.student)))
 
     def trained_teacher(
         self,
@@ -125,14 +139,14 @@ class ImageBed(Bed):
         if (make is None) != (architecture is None):
             raise UsageError("trained_teacher: give make and architecture together: the store finds the weights by it")
         config = replace(self.teacher_training, **changes)
-        make = make or (lambda: self.teacher.make(self.channels))
+        make = make or (lambda: self._make(self.teacher))
         return self._trained(
             run, make, architecture or asdict(self.teacher), self.teacher_train, config, objective, seed
         )
 
     def trained_student(self, run: Run, **changes: Any) -> nn.Module:
         """The student trained with labels alone, of the run's seed: a starting point that all arms of a seed share."""
-        make = functools.partial(self.student.make, self.channels)
+        make = functools.partial(self._make, self.student)
         return self._trained(run, make, asdict(self.student), self.train, self.config(**changes), None, run.seed)
 
     def _trained(
@@ -229,9 +243,10 @@ def _task(
     counts: tuple,
     imbalance: float,
     region: tuple[float, float] | None,
+    groups: tuple[tuple[int, ...], ...],
 ) -> ImageClassification:
     settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
-    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, **settings)
+    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)
 
 
 def _schedule(epochs: float, batch_size: int = 64, precision: str = "bf16", **settings: Any) -> TrainingConfig:

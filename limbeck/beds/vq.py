@@ -1,8 +1,10 @@
-"""Pixels: small grey images as bytes, an autoencoder with a codebook, and the usual codecs to compare with."""
+"""Pixels: small images as bytes (MNIST, and crops of photographs), an autoencoder with a codebook, and the usual codecs to compare with."""
 
 from __future__ import annotations
 
+import abc
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,10 +16,12 @@ from torch.nn.functional import normalize
 from limbeck.beds.base import Bed
 from limbeck.datasets.images import decode
 from limbeck.datasets.load import load
+from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.models.resnet import resnet
 from limbeck.objectives import CrossEntropy
 from limbeck.signals import capture
+from limbeck.tasks.base import SPLITS
 from limbeck.tasks.custom import CustomTask
 from limbeck.training import Supervised, TrainingConfig
 
@@ -25,48 +29,24 @@ if TYPE_CHECKING:
     from limbeck.experiments.run import Run
 
 VERSION = 1  # of how models are trained
+CLASSES = {"mnist": 10, "kodak": 24}
 HELD = 1000  # of the train split's images, its last ones, for validation
 
 
-@functools.lru_cache(maxsize=2)
-def _images(name: str) -> dict[str, Tensor]:
-    found = load(name)
-    return {split: decode(found[split], "image", f"split {split!r} of {name!r}") for split in ("train", "test")}
+class PixelBed(Bed, abc.ABC):
+    """What both beds share. A subclass is a frozen dataclass whose `name` is that of its data set.
 
-
-@functools.lru_cache(maxsize=2)
-def _labels(name: str) -> dict[str, Tensor]:
-    return {split: torch.tensor(rows["label"]) for split, rows in load(name).items()}
-
-
-@dataclass(frozen=True)
-class Pixels(Bed):
-    """MNIST as it is, 28 x 28 bytes: `train` images to learn from, `measured` ones of each other split to code.
-
-    Reference: the smallest of PNG, WebP and bz2; `expects` its bits per pixel.
+    Reference: `bits_per_pixel` and channel of the smallest of PNG, WebP and bz2, lossless; `psnr` (dB) of the autoencoder, which
+    describes each 4 x 4 square by one of its codes.
     """
 
-    name: str = "mnist"
-    train: int = 8000
-    measured: int = 500
-    expects: Mapping[str, tuple[float, float]] = field(
-        default_factory=lambda: {"bits_per_pixel": (1.2, 2.4)}, hash=False, compare=False
-    )
-
-    def labels(self, split: str) -> Tensor:
-        """(N,), of `images`."""
-        return self._part(_labels(self.name), split)
-
+    @abc.abstractmethod
     def images(self, split: str) -> Tensor:
-        """uint8 (N, 1, 28, 28); the same images whatever the seed."""
-        return self._part(_images(self.name), split)
+        """uint8 (N, C, H, W); the same images whatever the seed."""
 
-    def _part(self, found: Mapping[str, Tensor], split: str) -> Tensor:
-        if split == "test":
-            return found["test"][:: max(1, len(found["test"]) // self.measured)][: self.measured]
-        if split == "validation":
-            return found["train"][-HELD:][: self.measured]
-        return found["train"][:-HELD][: self.train]
+    @abc.abstractmethod
+    def labels(self, split: str) -> Tensor:
+        """(N,), of `images`: what is told apart."""
 
     def task(self) -> CustomTask:
         """The train images as pixel_values in 0..1 with their labels; test and validation as they are measured."""
@@ -89,7 +69,55 @@ class Pixels(Bed):
         def train(model: nn.Module) -> None:
             run.train(Autoencode(model), self.task(), config, seed=0, counted=False)
 
-        return run.trained(key, lambda: vq_autoencoder(channels=1, width=32, codes=codes), train)
+        channels = self.images("train").shape[1]
+        return run.trained(key, lambda: vq_autoencoder(channels=channels, width=32, codes=codes), train)
+
+    def collections(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def reference(self, run: Run) -> dict[str, float]:
+        images, model = self.images(run.split), self.autoencoder(run)
+        made = torch.cat([model.decode(model.indices(part.float() / 255)) for part in images.split(100)])
+        return {
+            "bits_per_pixel": 8 * min(usual_codecs(images).values()) / images.numel(),
+            "psnr": psnr(images.float() / 255, made),
+        }
+
+
+@functools.lru_cache(maxsize=2)
+def _images(name: str) -> dict[str, Tensor]:
+    found = load(name)
+    return {split: decode(found[split], "image", f"split {split!r} of {name!r}") for split in ("train", "test")}
+
+
+@functools.lru_cache(maxsize=2)
+def _labels(name: str) -> dict[str, Tensor]:
+    return {split: torch.tensor(rows["label"]) for split, rows in load(name).items()}
+
+
+@dataclass(frozen=True)
+class Pixels(PixelBed):
+    """MNIST as it is, 28 x 28 bytes: `train` images to learn from, `measured` ones of each other split to code."""
+
+    name: str = "mnist"
+    train: int = 8000
+    measured: int = 500
+    expects: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"bits_per_pixel": (1.2, 2.4), "psnr": (17.0, 30.0)}, hash=False, compare=False
+    )
+
+    def labels(self, split: str) -> Tensor:
+        return self._part(_labels(self.name), split)
+
+    def images(self, split: str) -> Tensor:
+        return self._part(_images(self.name), split)
+
+    def _part(self, found: Mapping[str, Tensor], split: str) -> Tensor:
+        if split == "test":
+            return found["test"][:: max(1, len(found["test"]) // self.measured)][: self.measured]
+        if split == "validation":
+            return found["train"][-HELD:][: self.measured]
+        return found["train"][:-HELD][: self.train]
 
     def classifier(self, run: Run, steps: int = 200) -> nn.Module:
         """A residual network that tells the digits apart, trained once: its features say how alike two images are."""
@@ -104,18 +132,86 @@ class Pixels(Bed):
     def digest(self) -> str:
         return digest([self.name, self.train, self.measured, *(int(self.images(s).sum()) for s in ("train", "test"))])
 
-    def reference(self, run: Run) -> dict[str, float]:
-        images = self.images(run.split)
-        return {"bits_per_pixel": 8 * min(usual_codecs(images).values()) / images.numel()}
+
+@functools.lru_cache(maxsize=2)
+def _photographs(name: str) -> list[Tensor]:
+    found = load(name)["test"]  # the only split there is; the photographs are not all of one format
+    return [decode(found.select([i]), "image", f"row {i} of {name!r}")[0] for i in range(len(found))]
+
+
+@dataclass(frozen=True)
+class Crops(PixelBed):
+    """Squares of `size` pixels out of the 24 photographs of kodak, in colour. No photograph is in two splits: of every six the fifth is for
+    validation and the sixth for test. Train: `train` crops at random places, as many of each photograph; the others:
+    `measured` crops on an even grid. Labels: the number of the photograph.
+    """
+
+    name: str = "kodak"
+    size: int = 32
+    train: int = 4000
+    measured: int = 256
+    expects: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"bits_per_pixel": (3.0, 7.0), "psnr": (18.0, 32.0)}, hash=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.size < 4 or self.size % 4:
+            raise UsageError(f"size={self.size}: must be a multiple of 4, because the autoencoder divides it by 4")
+
+    def images(self, split: str) -> Tensor:
+        return _crops(self)[split][0]
+
+    def labels(self, split: str) -> Tensor:
+        return _crops(self)[split][1]
+
+    def digest(self) -> str:
+        sums = (int(self.images(split).sum()) for split in SPLITS)
+        return digest([self.name, self.size, self.train, self.measured, *sums])
 
 
 @functools.lru_cache(maxsize=2)
-def _task(bed: Pixels) -> CustomTask:
+def _crops(bed: Crops) -> dict[str, tuple[Tensor, Tensor]]:
+    photographs = _photographs(bed.name)
+    numbers: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for number in range(len(photographs)):
+        numbers[{4: "validation", 5: "test"}.get(number % 6, "train")].append(number)
+    made, draw = {}, torch.Generator().manual_seed(0)
+    for split, chosen in numbers.items():
+        each = (bed.train if split == "train" else bed.measured) // len(chosen)
+        cut = [crops(photographs[n], bed.size, each, draw if split == "train" else None) for n in chosen]
+        made[split] = torch.cat(cut), torch.tensor(chosen).repeat_interleave(each)
+    return made
+
+
+def crops(picture: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` squares (count, C, size, size) of a picture (C, H, W): at random places, or without a generator evenly spaced over those
+    of a grid on which they do not touch.
+    """
+    channels, height, width = picture.shape
+    if generator is None:
+        grid = (
+            picture.unfold(1, size, size).unfold(2, size, size).permute(1, 2, 0, 3, 4).reshape(-1, channels, size, size)
+        )
+        if not 1 <= count <= len(grid):
+            raise UsageError(f"count={count}: the picture has room for 1 to {len(grid)} squares of {size} pixels")
+        return grid[torch.arange(count) * len(grid) // count]
+    top = torch.randint(0, height - size + 1, (count,), generator=generator).tolist()
+    left = torch.randint(0, width - size + 1, (count,), generator=generator).tolist()
+    return torch.stack([picture[:, y : y + size, x : x + size] for y, x in zip(top, left)])
+
+
+@functools.lru_cache(maxsize=2)
+def _task(bed: PixelBed) -> CustomTask:
     splits = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         images, labels = bed.images(split), bed.labels(split)
         splits[split] = {"pixel_values": images.float() / 255, "labels": labels}
-    return CustomTask(splits, classes=10, version=bed.digest(), name=bed.name)
+    return CustomTask(splits, classes=CLASSES[bed.name], version=bed.digest(), name=bed.name)
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """-10 log10 of the mean squared difference of images in 0..1, in decibels."""
+    return -10 * math.log10(max(float((one - other).square().mean()), 1e-12))
 
 
 @torch.no_grad()
@@ -135,24 +231,29 @@ def feature_distance(classifier: nn.Module, one: Tensor, other: Tensor) -> float
 
 
 def mosaic(images: Tensor) -> Tensor:
-    """Images (N, 1, H, W) side by side in one picture (H rows, W columns of them), filled up with zeros."""
-    count, _, height, width = images.shape
+    """Images (N, C, H, W) side by side in one picture, filled up with zeros: (rows H, columns W), of several channels with C behind."""
+    count, channels, height, width = images.shape
     across = int(count**0.5 + 0.999)
     down = -(-count // across)
-    made = torch.zeros(across * down, height, width, dtype=images.dtype)
-    made[:count] = images[:, 0]
-    return made.reshape(down, across, height, width).transpose(1, 2).reshape(down * height, across * width)
+    made = torch.zeros(across * down, height, width, channels, dtype=images.dtype)
+    made[:count] = images.permute(0, 2, 3, 1)
+    picture = made.unflatten(0, (down, across)).transpose(1, 2).reshape(down * height, across * width, channels)
+    return picture if channels > 1 else picture[..., 0]
 
 
 def tiles(picture: Tensor, count: int, height: int, width: int) -> Tensor:
-    """`mosaic` undone: the first `count` images (count, 1, H, W) of a picture."""
+    """`mosaic` undone: the first `count` images (count, C, H, W) of a picture."""
     down, across = picture.shape[0] // height, picture.shape[1] // width
-    made = picture.reshape(down, height, across, width).transpose(1, 2).reshape(-1, 1, height, width)
+    made = (
+        picture.reshape(down, height, across, width, -1)
+        .permute(0, 2, 4, 1, 3)
+        .reshape(down * across, -1, height, width)
+    )
     return made[:count]
 
 
 def usual_codecs(images: Tensor) -> dict[str, int]:
-    """Bytes that lossless codecs take for images (N, 1, H, W): the fewer of one file per image, and all in one picture.
+    """Bytes that lossless codecs take for images (N, 1 or 3, H, W): the fewer of one file per image, and all in one picture.
 
     PNG and WebP with their strongest settings, bz2 over the raw bytes, image by image one after the other.
     """
@@ -168,12 +269,12 @@ def usual_codecs(images: Tensor) -> dict[str, int]:
 
     def size(picture: Tensor, saved: dict) -> int:
         out = io.BytesIO()
-        Image.fromarray(picture.numpy(), "L").save(out, **saved)
+        Image.fromarray(picture.numpy()).save(out, **saved)
         return out.tell()
 
     together = mosaic(images)
     found = {
-        name: min(size(together, saved), sum(size(image[0], saved) for image in images))
+        name: min(size(together, saved), sum(size(mosaic(image[None]), saved) for image in images))
         for name, saved in settings.items()
     }
     found["bz2"] = len(bz2.compress(images.numpy().tobytes(), 9))

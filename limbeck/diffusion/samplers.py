@@ -52,8 +52,8 @@ def sample(
         raise UsageError(f"eta={eta!r} must be at least 0")
     schedule, x = denoiser.schedule, noise
     times = schedule.spaced(steps)
-    for now, after in zip(times, (*times[1:], None)):
-        timestep = torch.full((len(x),), now, device=x.device)
+    for time, after in zip(times, (*times[1:], None)):
+        timestep = torch.full((len(x),), time, device=x.device)
         alpha_bar = schedule.at(timestep, x)
         following = torch.ones_like(alpha_bar) if after is None else schedule.at(torch.full_like(timestep, after), x)
         fresh = _normal(x, generator) if eta else None

@@ -1,5 +1,6 @@
 """Measuring: every number shown to a user comes from here, with its runs, spread, settings and what was really run."""
 
+from limbeck.measure.alignment import layer_similarities
 from limbeck.measure.base import Measurement
 from limbeck.measure.environment import environment
 from limbeck.measure.exposure import continuations, exposure, mean_exposure
@@ -35,6 +36,7 @@ __all__ = [
     "interleaved",
     "latency_onnx",
     "latency_torch",
+    "layer_similarities",
     "layer_table",
     "mean_exposure",
     "measure_latency",

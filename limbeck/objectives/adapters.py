@@ -27,7 +27,7 @@ def require_logits_objective(owner: Objective, objective: Objective) -> None:
         )
 
 
-class _Adapter(Objective):
+class Adapter(Objective):
     """What they share: the field `objective`, which reads logits alone and has no connectors."""
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class _Adapter(Objective):
 
 
 @dataclass(frozen=True)
-class OnSignal(_Adapter):
+class OnSignal(Adapter):
     """An objective on logits, applied to another output of the student (a second head, an expert, an exit) and of the teacher.
 
     L = objective(student[student], teacher[teacher], batch)
@@ -80,7 +80,7 @@ class OnSignal(_Adapter):
 
 
 @dataclass(frozen=True)
-class PriorAdjusted(_Adapter):
+class PriorAdjusted(Adapter):
     """An objective on logits that are shifted by the logarithm of the class frequencies.
 
     L = objective(z_s + strength log n, z_t + strength log n)
@@ -119,7 +119,7 @@ class PriorAdjusted(_Adapter):
 
 
 @dataclass(frozen=True)
-class WhereCorrect(_Adapter):
+class WhereCorrect(Adapter):
     """An objective on logits, over the positions only where one side's most likely class is the true one.
 
     L = mean over {n: argmax_c z_n,c = y_n} of objective_n,   z: the teacher's logits, or the student's; 0 where there is none

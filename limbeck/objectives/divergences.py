@@ -74,6 +74,12 @@ def normalized(x: Tensor) -> Tensor:
     return F.normalize(precise(x), dim=-1)
 
 
+def directions(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, in float32; a zero vector stays zero and gets no gradient (that of `normalized` explodes)."""
+    length = torch.linalg.vector_norm(precise(x), dim=-1, keepdim=True)
+    return torch.where(length > 0, precise(x) / torch.where(length > 0, length, 1.0), 0.0)
+
+
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     """1 - <x, y> / (|x| |y|) over the last axis of (..., D); returns (...), between 0 and 2."""
     return 1 - F.cosine_similarity(precise(x), precise(y), dim=-1)

@@ -15,7 +15,8 @@ Deviations: unit vectors make scores lie in -1..1, so T is a setting; it divides
 T = 1 on vectors 1 / sqrt(T) times as long. Learning rates are chosen for few steps.
 Second attempt: a first run (inconclusive against the baseline, with rates of 3e-4 and 1e-3) left the distances undivided, so that the choice of
 codes was nearly flat and its gradient pulled all codes of a part alike, and every chosen rate was the smallest of its grid. The seeds, the
-data and the baseline stayed the same.
+data and the baseline stayed the same. What came out: again a tie with optimized product quantization and with the contrastive loss, all ten
+points above k-means without rotation, at nearly twice the distortion of the baseline.
 """
 
 from __future__ import annotations

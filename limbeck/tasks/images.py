@@ -37,6 +37,7 @@ class ImageClassification(Classification):
     examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
         never decoded. Statistics are then those of the examples that are kept.
     imbalance: above 1, the train split is thinned to a long tail, see `limbeck.datasets.imbalance.long_tailed`.
+    groups: classes that are taken as one, [[0, 2, 4], [1, 3]] say; every class is named once.
 
     Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
     """
@@ -62,6 +63,7 @@ class ImageClassification(Classification):
         examples: Mapping[str, int] | None = None,
         imbalance: float = 1.0,
         region: Sequence[float] | None = None,
+        groups: Sequence[Sequence[int]] = (),
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -89,11 +91,25 @@ class ImageClassification(Classification):
             images, labels = self._data["train"]
             kept = long_tailed(labels, imbalance)
             self._data["train"] = (images[kept], labels[kept])
+        if groups:
+            self._group(groups)
         train = self._data["train"][0]
         self.channels, self.height, self.width = train.shape[1:]
         self.mean, self.std = channel_statistics(train, self._scale) if mean is None else (tuple(mean), tuple(std))
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise UsageError(f"mean and std need {self.channels} values, std above 0, not {mean!r} and {std!r}")
+
+    def _group(self, groups: Sequence[Sequence[int]]) -> None:
+        """Classes become groups of classes."""
+        if len(groups) < 2 or sorted(label for group in groups for label in group) != list(range(len(self.classes))):
+            raise UsageError(
+                f"groups={groups!r}: two or more lists that name each of the classes 0 to {len(self.classes) - 1} once"
+            )
+        number = torch.tensor(
+            [next(i for i, g in enumerate(groups) if label in g) for label in range(len(self.classes))]
+        )
+        self._data = {split: (images, number[labels]) for split, (images, labels) in self._data.items()}
+        self.classes = tuple(" ".join(self.classes[label] for label in group) for group in groups)
 
     def _load_digits(self) -> None:
         from sklearn.datasets import load_digits

@@ -1,5 +1,6 @@
 """Training: one Trainer for every procedure, its configuration and checkpoints that survive a kill."""
 
+from limbeck.training.balance import GradientNormBalance, UncertaintyBalance
 from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
@@ -13,6 +14,7 @@ __all__ = [
     "Communication",
     "Constrained",
     "Distil",
+    "GradientNormBalance",
     "History",
     "Losses",
     "OnViews",
@@ -24,4 +26,5 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "TwoViews",
+    "UncertaintyBalance",
 ]

@@ -18,13 +18,24 @@ from limbeck.training.procedures import Distil, Losses, State
 class RateController(nn.Module):
     """A proportional-integral controller of a penalty's weight.
 
-        e = target - rate;   p <- smoothing p + (1 - smoothing) proportional e;   i <- i + integral e;   weight = max(0, p + i)
+        e = target - rate;   p <- smoothing p + (1 - smoothing) proportional e;   i <- i + integral e;   weight = max(least, p + i)
 
-    Its state is in buffers, so a checkpoint holds it. Source: Kallini et al., "MrT5", 2025, section 3.3; their settings are
-    proportional = 0.5, integral = 1e-5 (5e-5 in one example of the authors' code), smoothing = 0.9, for many thousands of steps.
+    least: 0 in the paper: the penalty asks for a higher rate or for nothing, and it is the loss that brings the rate down. Below 0 the
+    penalty turns into a reward and brings it down itself, where the loss pushes back too weakly.
+
+    Its state is in buffers, so a checkpoint holds it. Source: Kallini et al., "MrT5", 2025, section 3.3; the authors' code agrees (the weight
+    that follows from a step's rate is used in the next step). Their settings are proportional = 0.5, integral = 1e-5 (5e-5 in one
+    example of their code), smoothing = 0.9, for many thousands of steps.
     """
 
-    def __init__(self, target: float, proportional: float = 0.5, integral: float = 1e-5, smoothing: float = 0.9):
+    def __init__(
+        self,
+        target: float,
+        proportional: float = 0.5,
+        integral: float = 1e-5,
+        smoothing: float = 0.9,
+        least: float = 0.0,
+    ):
         super().__init__()
         if not 0 <= target <= 1:
             raise UsageError(f"RateController: target={target!r} must be a share in [0, 1]")
@@ -33,6 +44,9 @@ class RateController(nn.Module):
                 f"RateController: proportional={proportional!r} and integral={integral!r} must be at least 0 and "
                 f"smoothing={smoothing!r} lie in [0, 1)"
             )
+        if not least <= 0:
+            raise UsageError(f"RateController: least={least!r} must be at most 0: the weight begins there")
+        self.least = least
         self.target, self.proportional, self.integral, self.smoothing = target, proportional, integral, smoothing
         self.register_buffer("p", torch.zeros(()))
         self.register_buffer("i", torch.zeros(()))
@@ -40,7 +54,7 @@ class RateController(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The penalty's weight now."""
-        return (self.p + self.i).clamp_min(0)
+        return (self.p + self.i).clamp_min(self.least)
 
     @torch.no_grad()
     def update(self, rate: Tensor | float) -> None:

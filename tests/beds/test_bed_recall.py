@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from limbeck.beds.recall import Recall, recall_sequences
+from limbeck.beds.recall import RECALL, Recall, recall_sequences, unit_variance
 from limbeck.errors import UsageError
 from limbeck.experiments import Run, Store
 
@@ -23,9 +23,29 @@ def test_every_label_is_the_value_that_followed_the_key():
 def test_the_reference_runs_and_is_kept(tmp_path):
     run = Run(0, "validation", Store(tmp_path))
     found = TINY.reference(run)
-    assert set(found) == {"accuracy", "loss"} and 0 <= found["accuracy"] <= 1
-    assert not run.costs and TINY.reference(run) == found and [row["hit"] for row in run.store.used] == [False, True]
+    assert set(found) == {"accuracy", "loss", "state_accuracy"} and 0 <= found["accuracy"] <= 1
+    assert run.costs["steps"] == 3 and TINY.reference(run) == found
+    assert [row["hit"] for row in run.store.used] == [False, True], "the GPT is trained once"
     assert TINY.digest() != Recall().digest() and TINY.task.digest() != Recall().task.digest()
+
+
+def test_students_follow_from_the_seed():
+    run = Run(3, "validation")
+    first, again, other = (
+        TINY.student(run, state=2),
+        TINY.student(run, state=2),
+        TINY.student(Run(4, "validation"), state=2),
+    )
+    assert torch.equal(first.head.weight, again.head.weight) and not torch.equal(first.head.weight, other.head.weight)
+    assert type(first.blocks[0].attention).__name__ == "StateSpaceMixer" and first.blocks[0].attention.state == 2
+    assert type(TINY.student(run).blocks[0].attention).__name__ == "Attention"
+
+
+def test_signals_keep_their_size():
+    model = unit_variance(torch.nn.Sequential(torch.nn.Embedding(50, 400), torch.nn.Linear(400, 300)))
+    hidden = model[0](torch.arange(50))
+    assert hidden.std().item() == pytest.approx(1, abs=0.03)
+    assert model[1](hidden).std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_bad_sizes():
@@ -35,6 +55,6 @@ def test_bad_sizes():
 
 @pytest.mark.slow
 def test_the_reference_reaches_what_the_bed_says(tmp_path):
-    bed = Recall()
-    low, high = bed.expects["accuracy"]
-    assert low <= bed.reference(Run(0, "test", Store(tmp_path)))["accuracy"] <= high
+    found = RECALL.reference(Run(0, "test", Store(tmp_path)))
+    for name, (low, high) in RECALL.expects.items():
+        assert low <= found[name] <= high

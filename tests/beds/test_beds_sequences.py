@@ -2,9 +2,10 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
-from limbeck.beds.sequences import CONTINUATION, SPANS, SequenceBed
-from limbeck.datasets.load import find_folder
+from limbeck.beds.sequences import CONTINUATION, SPANS, TOPICS, SequenceBed
+from limbeck.datasets.load import find_folder, load
 from limbeck.errors import UsageError
 from limbeck.experiments import Run, Store
 
@@ -31,15 +32,50 @@ def test_the_tokens_are_those_of_running_text():
     assert bed.task.vocabulary_size + 4 == SequenceBed("spans", source=24, target=8).task.vocabulary_size
 
 
+@pytest.mark.skipif(find_folder("ag_news") is None, reason="the data set is not on this machine")
+def test_topics_are_bytes_and_a_label():
+    bed = SequenceBed("topics", source=64, target=1, batch_size=4)
+    batch = next(bed.task.batches("validation", 8))
+    assert batch["input_ids"].shape == (8, 64) == (8, bed.longest) and "attention_mask" not in batch
+    assert (batch["decoder_input_ids"] == 256).all() and batch["labels"].shape == (8, 1)
+    assert 257 <= int(batch["labels"].min()) <= int(batch["labels"].max()) <= 260 < bed.task.vocabulary_size
+    rows = load("ag_news")["validation"]
+    first = next(i for i, text in enumerate(rows["text"]) if len(text.encode()) >= 64)
+    assert bytes(batch["input_ids"][0].tolist()) == rows["text"][first].encode()[:64]
+    assert batch["labels"][0, 0] == 257 + rows["label"][first]
+    assert bed.name == "topics-ag_news" and bed.collections() == ("ag_news",)
+
+
+@needs_data
+def test_the_loss_with_the_wrong_source(tmp_path):
+    bed, run = SequenceBed("continuation", source=24, target=8), Run(0, "validation", Store(tmp_path))
+
+    class Reads(torch.nn.Module):
+        """The likelier target is the source's first token."""
+
+        def forward(self, input_ids, decoder_input_ids):
+            logits = torch.zeros(*decoder_input_ids.shape, bed.task.vocabulary_size)
+            return logits.scatter(2, input_ids[:, :1, None].expand(-1, logits.shape[1], 1), 5.0)
+
+    batch = next(bed.task.batches("validation", 64, limit=64))
+    logits = Reads()(batch["input_ids"].roll(1, 0), batch["decoder_input_ids"])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert bed.without_source(run, Reads(), limit=64) == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_nonsense_is_refused():
-    for settings, words in (({"kind": "poem"}, "kind='poem'"), ({"kind": "spans", "target": 10}, "target=10")):
+    for settings, words in (
+        ({"kind": "topics"}, "target=16"),
+        ({"kind": "poem"}, "kind='poem'"),
+        ({"kind": "spans", "target": 10}, "target=10"),
+    ):
         with pytest.raises(UsageError, match=words):
             SequenceBed(**settings)
 
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("bed", [SPANS, CONTINUATION], ids=["spans", "continuation"])
+@pytest.mark.parametrize("bed", [SPANS, CONTINUATION, TOPICS], ids=lambda bed: bed.kind)
 def test_the_reference_reaches_what_the_bed_says(bed, tmp_path):
     low, high = bed.expects["loss"]
     assert low <= bed.reference(Run(0, "test", Store(tmp_path)))["loss"] <= high

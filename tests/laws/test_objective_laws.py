@@ -1,5 +1,6 @@
 """Laws that every public objective keeps. A new objective without an entry in CASES fails the first test."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -11,43 +12,65 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     AdaptiveKL,
+    AngleRelations,
     AtExit,
+    AttentionTransfer,
     BalancedDivergence,
     CalibratedTargets,
+    ConditionalInformation,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
     Discriminator,
+    DistanceRelations,
     EmbeddingDistance,
     EnhancedTargets,
     ExcessTargets,
     ExpertBalance,
+    FeatureCorrelation,
+    GramInformation,
     HardTargets,
     Hint,
+    InterpolatedTargets,
     JensenShannon,
+    KernelAlignment,
     LargeVocabulary,
     LayeredSelfDistillation,
+    MarginHint,
     MatrixOrientation,
     MeanSquaredError,
+    MemoryContrast,
     MixedTargets,
+    MultiLevelTargets,
     MutualInformation,
+    NeuronSelectivity,
     NormalizedKD,
+    NormDirection,
     Objective,
     OnSignal,
     PairedContrast,
     PriorAdjusted,
+    RankedTargets,
     ReverseKL,
+    ReviewHints,
     Scheduled,
     ShieldedTargets,
     SimilarityDistillation,
+    SingularHints,
+    SinkhornTargets,
     SkewKL,
     SoftTargets,
+    Standardized,
     StandardizedTargets,
+    Sum,
     SymmetricKL,
+    TokenContrast,
+    TokenGraph,
     TokenRelations,
     TotalVariation,
     TransformedTargets,
     UniversalSelfKD,
+    VariationalHint,
     WeightedSoftTargets,
     WhereCorrect,
 )
@@ -79,7 +102,7 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        labelled = isinstance(objective, (CrossEntropy, UniversalSelfKD))
+        labelled = isinstance(objective, (ConditionalInformation, CrossEntropy, Sum, UniversalSelfKD))
         return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
@@ -88,6 +111,7 @@ class Case:
 
 
 IDENTITY = (("head:weight", torch.eye(D)), ("head:bias", torch.zeros(D)))
+STATISTICS = (("bn:weight", torch.ones(D)), ("bn:bias", torch.zeros(D)))
 CASES = {
     "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
     "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
@@ -109,6 +133,19 @@ CASES = {
     "weighted_soft_targets": Case(WeightedSoftTargets(), TOKENS),
     "correlation": Case(CorrelationTargets(), TOKENS, per_example=False),
     "correlation-inter": Case(CorrelationTargets(intra=0.0)),
+    "sinkhorn": Case(SinkhornTargets(), per_example=False, distance=False),
+    "sinkhorn-tokens": Case(SinkhornTargets(1.0, blur=0.05, iterations=5), TOKENS, per_example=False, distance=False),
+    "multi_level": Case(MultiLevelTargets(), per_example=False),
+    "multi_level-tokens": Case(MultiLevelTargets((1.0, 4.0), batch=0.5, class_=0.2), TOKENS, per_example=False),
+    "ranked": Case(RankedTargets(), distance=False),
+    "ranked-tokens": Case(RankedTargets(temperature=2.0), TOKENS, distance=False),
+    "interpolated": Case(InterpolatedTargets(), learned=True),
+    "interpolated-tokens": Case(InterpolatedTargets(0.2, progress="cross_entropy"), TOKENS, learned=True),
+    "standardized-any": Case(Standardized(SoftTargets(temperature=1.0))),
+    "standardized-sum": Case(Standardized(CrossEntropy() + 9 * SoftTargets(temperature=1.0)), TOKENS, distance=False),
+    "standardized-labels": Case(Standardized(CrossEntropy()), reads_teacher=False),
+    "information": Case(ConditionalInformation(), reads_teacher=False, per_example=False, learned=True),
+    "information-tokens": Case(ConditionalInformation(), TOKENS, reads_teacher=False, per_example=False, learned=True),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
@@ -179,7 +216,44 @@ CASES = {
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
     "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
+    "token_relations-maps": Case(TokenRelations("layer", "layer", heads=1, loss="maps"), TOKENS),
+    "token_relations-places": Case(TokenRelations("layer", "layer", heads=1), MAPS),
+    "token_graph": Case(TokenGraph("layer", neighbours=3), TOKENS, per_example=False),
+    "token_graph-forward": Case(TokenGraph("layer", sigma=0.2, direction="forward"), MAPS, per_example=False),
+    "token_contrast": Case(TokenContrast("layer"), TOKENS, per_example=False, learned=True),
+    "token_contrast-places": Case(TokenContrast("layer", temperature=0.1), MAPS, per_example=False, learned=True),
     "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
+    "similarity-kernel": Case(SimilarityDistillation(loss="kernel"), per_example=False),
+    "similarity-gram": Case(SimilarityDistillation(loss="gram"), MAPS, per_example=False),
+    "similarity-gram-tokens": Case(SimilarityDistillation(loss="gram"), TOKENS, per_example=False),
+    "distances": Case(DistanceRelations(), per_example=False),
+    "angles": Case(AngleRelations(), MAPS, per_example=False),
+    "kernel_alignment": Case(KernelAlignment(), TOKENS, per_example=False),
+    "correlation_of_features": Case(FeatureCorrelation(projector="none"), per_example=False, distance=False),
+    "correlation_of_features-projected": Case(FeatureCorrelation(), MAPS, per_example=False, learned=True),
+    "gram_information": Case(GramInformation(), TOKENS, per_example=False, distance=False),
+    "gram_information-plain": Case(GramInformation(logarithm=False), per_example=False, distance=False),
+    "attention_transfer": Case(AttentionTransfer("layer"), MAPS),
+    "attention_transfer-mse": Case(AttentionTransfer("layer", loss="mse", power=3.0), TOKENS),
+    "attention_transfer-max": Case(AttentionTransfer("layer", statistic="max"), TOKENS),
+    "neuron_selectivity": Case(NeuronSelectivity("layer"), MAPS),
+    "neuron_selectivity-tokens": Case(NeuronSelectivity("layer", degree=3, offset=1.0), TOKENS),
+    "variational": Case(VariationalHint("layer"), MAPS, learned=True),
+    "variational-tokens": Case(VariationalHint("layer", variance=1.0), TOKENS, learned=True),
+    "margin": Case(
+        MarginHint("layer", norm="bn"), MAPS, constants=STATISTICS, learned=True, per_example=False, distance=False
+    ),
+    "singular": Case(SingularHints(("layer", "layer")), MAPS),
+    "singular-tokens": Case(SingularHints(("layer", "layer"), vectors=2), TOKENS),
+    "review": Case(ReviewHints("layer"), MAPS, learned=True, per_example=False),
+    "review-vectors": Case(ReviewHints("layer"), learned=True, per_example=False),
+    "norm_direction": Case(NormDirection("layer"), distance=False),
+    "norm_direction-classes": Case(NormDirection("layer", average="classes"), per_example=False, distance=False),
+    "norm_direction-cosine": Case(NormDirection("layer", norm=False), distance=False),
+    "memory_contrast": Case(MemoryContrast(B, "layer", "layer", width=3), learned=True, per_example=False),
+    "memory_contrast-all": Case(
+        MemoryContrast(B, "layer", "layer", others="examples", normalize=True), TOKENS, learned=True, per_example=False
+    ),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
@@ -209,7 +283,7 @@ def answers(case: Case, teacher: Tensor) -> Signals:
     """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
     fixed = dict(case.constants)
     names = sorted((case.objective.reads.teacher or {case.signal}) - fixed.keys())
-    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(names)} | fixed)
+    return Signals({name: teacher * (-0.5) ** at for at, name in enumerate(names)} | fixed)
 
 
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
@@ -225,7 +299,11 @@ def connectors(case: Case, objective: Objective) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     student, teacher, _ = example(case)
     made = case.objective.connectors(Signals({case.signal: student}), answers(case, teacher))
-    return made if objective is case.objective else {f"{i}_{n}": m for i in range(2) for n, m in made.items()}
+    return (
+        made
+        if objective is case.objective
+        else {f"{i}_{n}": copy.deepcopy(m) for i in range(2) for n, m in made.items()}
+    )
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
@@ -442,6 +520,26 @@ NONSENSE = [
     (lambda: UniversalSelfKD(mu=0.0), "mu"),
     (lambda: UniversalSelfKD(smoothing=1.0), "smoothing"),
     (lambda: UniversalSelfKD("layer*"), "one signal"),
+    (lambda: SinkhornTargets(blur=0.0), "blur"),
+    (lambda: SinkhornTargets(iterations=0), "iterations"),
+    (lambda: MultiLevelTargets(temperatures=()), "temperatures"),
+    (lambda: MultiLevelTargets(temperatures=(2.0, -1.0)), "temperatures"),
+    (lambda: MultiLevelTargets(instance=0, batch=0, class_=0), "nothing to minimize"),
+    (lambda: MultiLevelTargets(batch=-1.0), "batch"),
+    (lambda: RankedTargets(temperature=0.0), "temperature"),
+    (lambda: RankedTargets(positions="all"), "true class"),
+    (lambda: InterpolatedTargets(start=1.1), "start"),
+    (lambda: InterpolatedTargets(end=0.0), "end"),
+    (lambda: InterpolatedTargets(end=2.0), "end"),
+    (lambda: InterpolatedTargets(rate=-1.0), "rate"),
+    (lambda: InterpolatedTargets(momentum=1.0), "momentum"),
+    (lambda: InterpolatedTargets(progress="loss"), "progress"),
+    (lambda: Standardized(Hint("layer")), "logits alone"),
+    (lambda: Standardized("soft"), "logits alone"),
+    (lambda: ConditionalInformation(decay=1.5), "decay"),
+    (lambda: ConditionalInformation(decay=1.0), "give centroids"),
+    (lambda: ConditionalInformation(centroids=((0.5, 0.4), (0.5, 0.5))), "sum to 1"),
+    (lambda: ConditionalInformation(centroids=((1.0,),)), "sum to 1"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
@@ -451,6 +549,34 @@ NONSENSE = [
     (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
     (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
     (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: AttentionTransfer("layer*"), "one signal"),
+    (lambda: AttentionTransfer("layer", power=0), "power"),
+    (lambda: AttentionTransfer("layer", statistic="mean"), "statistic"),
+    (lambda: NeuronSelectivity("layer", degree=0), "degree"),
+    (lambda: NeuronSelectivity("layer", offset=-1.0), "offset"),
+    (lambda: DistanceRelations(delta=0.0), "delta"),
+    (lambda: AngleRelations(""), "one signal"),
+    (lambda: KernelAlignment(student="*"), "one signal"),
+    (lambda: FeatureCorrelation(alpha=0.0), "alpha"),
+    (lambda: GramInformation(projector="convolution"), "projector"),
+    (lambda: VariationalHint("layer", variance=-1.0), "variance"),
+    (lambda: MarginHint("layer", norm="bn:weight"), "colon"),
+    (lambda: SingularHints("layer"), "at least 2"),
+    (lambda: SingularHints(("a", "b"), ("a",)), "at least 2"),
+    (lambda: SingularHints(("a", "b"), vectors=0), "vectors"),
+    (lambda: ReviewHints(("a", "b"), ("a",)), "layers of the student"),
+    (lambda: ReviewHints("a", width=0), "width"),
+    (lambda: NormDirection("layer", average="batch"), "average"),
+    (lambda: MemoryContrast(1), "examples"),
+    (lambda: TokenGraph("layer", neighbours=0), "neighbours"),
+    (lambda: TokenGraph("layer", sigma=0.0), "sigma"),
+    (lambda: TokenGraph("layer", tokens=1), "tokens"),
+    (lambda: TokenGraph("layer", direction="both"), "direction"),
+    (lambda: TokenContrast("layer", final=0.0), "final"),
+    (lambda: TokenContrast("layer", epochs=-1.0), "epochs"),
+    (lambda: MemoryContrast(9, momentum=1.0), "momentum"),
+    (lambda: MemoryContrast(9, negatives=0), "negatives"),
+    (lambda: MemoryContrast(9, others="classmates"), "others"),
     (lambda: MatrixOrientation("*"), "one signal"),
     (lambda: ExpertBalance(top=0), "top"),
     (lambda: ExpertBalance(""), "router"),

@@ -57,6 +57,12 @@ def test_a_strong_decay_forgets_without_nan():
     assert matrix.isfinite().all() and matrix.tril(-2).abs().max() < 1e-30
 
 
+def test_the_mixers_decay_is_one_over_one_plus_exp():
+    mixer = StateSpaceMixer(12, 3, state=4)
+    u = 5 * torch.randn(2, 9, 12)
+    torch.testing.assert_close(mixer.parts(u)[1].exp(), 1 / (1 + mixer.decay(u).exp()))
+
+
 def test_the_mixer_sees_only_the_past_and_runs_both_ways():
     torch.manual_seed(0)
     mixer = StateSpaceMixer(12, 3, state=4)
@@ -81,3 +87,13 @@ def test_nonsense_is_refused():
         StateSpaceMixer(9, 3, state=0)
     with pytest.raises(UsageError, match="without cache="):
         StateSpaceMixer(9, 3)(torch.zeros(1, 2, 9), cache=print)
+
+
+@pytest.mark.parametrize("retention", [0.5, 0.9, 0.999])
+def test_a_state_begins_by_keeping_the_share_asked_for(retention):
+    mixer = StateSpaceMixer(8, 2, state=4, retention=retention)
+    log_decay = mixer.parts(torch.zeros(1, 3, 8))[1]
+    torch.testing.assert_close(log_decay.exp(), torch.full((1, 3, 2), retention))
+    for wrong in (0.0, 1.0, -0.5):
+        with pytest.raises(UsageError, match="retention"):
+            StateSpaceMixer(8, 2, retention=wrong)

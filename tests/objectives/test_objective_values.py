@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from agreement import agree, draw
 from torch import nn
 
 from limbeck.errors import UsageError
@@ -20,23 +21,6 @@ from limbeck.objectives import (
     divergences,
 )
 from limbeck.signals import Signals
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def agree(objective, student, teacher, batch, reference, name="logits", connectors=None):
-    """The objective in float32 and `reference(student, teacher)` in float64: same value, same gradient."""
-    ours = student.clone().requires_grad_()
-    loss = objective(Signals({name: ours}), Signals({name: teacher}), batch, connectors).value
-    loss.backward()
-    theirs = student.double().requires_grad_()
-    expected = reference(theirs, teacher.double())
-    expected.backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
-    scale = float(theirs.grad.abs().max())
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5 * scale)
 
 
 def softmax(z):

@@ -140,6 +140,11 @@ def test_both_losses_weigh_the_same_at_the_start():
     torch.manual_seed(0)
     code, by_list = one.losses({"queries": documents[:8], "own": torch.arange(8)})
     torch.testing.assert_close(one.list_weight * by_list.value, code.value)
+    one.list_weight = 7.0
+    torch.manual_seed(0)
+    stepped = one.step({"queries": documents[:8], "own": torch.arange(8)}, None)
+    torch.testing.assert_close(stepped["centroids"].value, code.value + 7 * by_list.value)
+    torch.testing.assert_close(stepped["main"].value, code.value)
 
 
 @pytest.mark.parametrize("objective", [SoftTargets(1.0), CrossEntropy()])

@@ -30,6 +30,32 @@ def test_a_simple_plant_is_held_at_the_target():
     assert x == pytest.approx(0.6, abs=0.02)
 
 
+def test_only_below_zero_does_the_weight_push_back():
+    usual = RateController(0.5, proportional=1.0, integral=0.25, smoothing=0.0)
+    both = RateController(0.5, proportional=1.0, integral=0.25, smoothing=0.0, least=-0.75)
+    for rate, weight in (
+        (0.75, -0.3125),
+        (0.0, 0.5 + 0.0625),
+        (1.0, -0.5 - 0.0625),
+        (1.0, -0.5 - 0.1875),
+        (1.0, -0.75),
+    ):
+        for controller in (usual, both):
+            controller.update(rate)
+        assert both.weight.item() == pytest.approx(weight) and usual.weight.item() == max(0.0, both.weight.item())
+
+
+def test_a_plant_that_nothing_brings_down_is_held_only_with_both_signs():
+    found = []
+    for least in (0.0, -10.0):
+        controller, x = RateController(0.6, proportional=1.0, integral=0.01, least=least), 0.0
+        for _ in range(600):
+            controller.update(x)
+            x = min(1.0, x + 0.05 * float(controller.weight))
+        found.append(x)
+    assert found[0] > 0.65 and found[1] == pytest.approx(0.6, abs=0.02)
+
+
 def test_the_loss_is_the_objective_and_the_weighted_gate():
     torch.manual_seed(0)
     model = encoder_decoder(11, 8, 4, 2, 1, width=8, heads=2, gate="learnt").train()
@@ -60,6 +86,11 @@ def test_the_loss_is_the_objective_and_the_weighted_gate():
 
 
 def test_nonsense_is_refused():
-    for settings in ({"target": 1.5}, {"target": 0.5, "integral": -1}, {"target": 0.5, "smoothing": 1.0}):
+    for settings in (
+        {"target": 1.5},
+        {"target": 0.5, "integral": -1},
+        {"target": 0.5, "smoothing": 1.0},
+        {"target": 0.5, "least": 0.1},
+    ):
         with pytest.raises(UsageError, match="RateController"):
             RateController(**settings)

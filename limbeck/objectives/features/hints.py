@@ -50,6 +50,12 @@ class _Projected(Objective):
         weights = positions.weights(
             batch, (own.shape[0], *(own.shape[2:] if own.dim() == 4 else own.shape[1:-1])), labels=False
         )
+        if weights is not None:  # before the projector too: what does not count may be anything
+            own = (
+                positions.blank(own, weights)
+                if own.dim() < 4
+                else positions.blank(own.movedim(1, -1), weights).movedim(-1, 1)
+            )
         if "projector" in connectors:
             own = connect.project(connectors["projector"], own)
         elif self.projector not in ("auto", "none") or connect.width(own) != connect.width(target):
