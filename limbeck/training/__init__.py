@@ -5,18 +5,21 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
 
 __all__ = [
+    "Aggregator",
     "Communication",
     "Constrained",
     "Distil",
     "GradientNormBalance",
     "History",
     "Losses",
+    "MetaDistil",
     "OnViews",
     "Online",
     "Procedure",
