@@ -10,7 +10,8 @@ Source: Zhong et al., "Meta-DMoE: Adapting to Domain Shift by Meta-Distillation 
 read (16 heads, second order, rates 1e-3 and 3e-4 for an undivided distance).
 Pieces: `MetaDistil`, `Aggregator` of `limbeck.training`, `Turned` of `limbeck.datasets.augment`.
 Deviations: digits turned by 0, 30, 60 and 90 degrees, tested at 120; 16 images to adapt to; students of two convolutions. Every arm is trained in
-as many steps. The control takes its step on the mean of the experts' answers. The inner rate is chosen per arm.
+as many steps. The control takes its step on the mean of the experts' answers. The inner rate is chosen per arm. Tried by hand (seed 1000, validation): ERM 0.39, towards the experts' mean at rate 0.1 0.29, the method at
+rates 0.3 and 3 0.25.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _all_domains(run: Run, learning_rate: float, bed) -> nn.Module:
     return student
 
 
-RATES = {"rate": (0.3, 1.0, 3.0)}
+RATES = {"rate": (0.3, 3.0)}
 paper = Paper(
     id=73,
     title="Meta-DMoE: Adapting to Domain Shift by Meta-Distillation from Mixture-of-Experts",
@@ -81,8 +82,8 @@ paper = Paper(
     "adaptation and than the experts' mean.",
     composition="Trainer(MetaDistil(student, Aggregator(), experts, domains)); procedure.adapt(images)",
     method=Arm(meta, tune=RATES, about="meta-trained, adapted"),
-    baseline=Arm(alone, tune={"learning_rate": (1e-3, 2e-3, 4e-3)}, about="one network of all domains (ERM)"),
-    control=Arm(mean_of_experts, tune={"rate": (0.01, 0.1, 0.3)}, about="ERM, a step towards the experts' mean"),
+    baseline=Arm(alone, tune={"learning_rate": (2e-3, 4e-3)}, about="one network of all domains (ERM)"),
+    control=Arm(mean_of_experts, tune={"rate": (0.01, 0.1)}, about="ERM, a step towards the experts' mean"),
     others={
         "unadapted": Arm(meta, {"adapted": False}, RATES, about="meta-trained, not adapted"),
         "plain": Arm(meta, {"through": False}, RATES, about="taught plainly, adapted"),
