@@ -932,6 +932,13 @@ FAULTS = [
         "tests/objectives/test_information.py",
     ),
     (
+        "dual head: the temperature at the wrong head",
+        "models/dual_head.py",
+        "second = (teacher.float() / temperature)",
+        "second = teacher.float()",
+        "tests/models/test_models_dual_head.py",
+    ),
+    (
         "ranking: the label is not first",
         "objectives/ranking.py",
         ".masked_fill(true, torch.inf)",
@@ -1322,6 +1329,32 @@ FAULTS = [
         "held = self.consistency(hard, weak.detach(), batch)",
         "held = self.consistency(weak, hard.detach(), batch)",
         "tests/training/test_training_views.py",
+        "closed soft targets: temperature of the gradient",
+        "objectives/slopes.py",
+        "mul_(temperature * weights.unsqueeze(-1))",
+        "mul_(temperature**2 * weights.unsqueeze(-1))",
+        "tests/objectives/test_large_vocabulary.py",
+    ),
+    (
+        "closed cross-entropy: smoothing left out of the gradient",
+        "objectives/slopes.py",
+        "q.sub_(smoothing / a.shape[-1])",
+        "q.sub_(0 / a.shape[-1])",
+        "tests/objectives/test_large_vocabulary.py",
+    ),
+    (
+        "top logits: the tail weighs nothing",
+        "objectives/large_vocabulary.py",
+        "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone()",
+        "logits = self.rest[rows].to(self.values.dtype).expand(-1, words).clone() - 1e4",
+        "tests/objectives/test_large_vocabulary.py",
+    ),
+    (
+        "large vocabulary: tiles of a later chunk read the first rows",
+        "objectives/large_vocabulary.py",
+        "here = slice(at - begin, rows.stop - begin)",
+        "here = slice(0, rows.stop - at)",
+        "tests/objectives/test_large_vocabulary.py",
     ),
 ]
 

@@ -72,26 +72,16 @@ class ImageBed(Bed):
     validation: int | None = None
     test: int | None = None
     imbalance: float = 1.0
-    region: tuple[float, float] | None = None
     groups: tuple[tuple[int, ...], ...] = ()
+    region: tuple[float, float] | None = None
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        settings = (
-            self.size,
-            self.channels,
-            self.mean,
-            self.std,
-            self.crop,
-            counts,
-            self.imbalance,
-            self.region,
-            self.groups,
-        )
-        return _task(self.dataset, *settings)
+        settings = (self.size, self.channels, self.mean, self.std, self.crop, counts)
+        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region)
 
     def _make(self, network: Network) -> nn.Module:
         return network.make(self.channels, len(self.groups) or 10)
@@ -106,9 +96,13 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        for name, usual in (("imbalance", 1.0), ("region", None), ("groups", ())):
-            if own[name] == usual:
-                del own[name]  # so that other beds keep the digests they had before there were such
+        for later in (
+            "imbalance",
+            "groups",
+            "region",
+        ):  # beds without them keep the digests they had before there were such
+            if own[later] == type(self).__dataclass_fields__[later].default:
+                del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -242,8 +236,8 @@ def _task(
     crop: int | None,
     counts: tuple,
     imbalance: float,
-    region: tuple[float, float] | None,
     groups: tuple[tuple[int, ...], ...],
+    region: tuple[float, float] | None,
 ) -> ImageClassification:
     settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
     return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)

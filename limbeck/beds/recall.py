@@ -13,13 +13,13 @@ from limbeck.beds.base import Bed
 from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.models.gpt import GPT, gpt
+from limbeck.models.initialize import unit_variance
 from limbeck.models.state_space import StateSpaceMixer
 from limbeck.signals import call, first_tensor
 from limbeck.tasks.base import IGNORED
 from limbeck.tasks.custom import CustomTask
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Procedure, Supervised
-from limbeck.training.randomness import derived_seed, restored_generators, seed_everything
 
 if TYPE_CHECKING:
     from limbeck.experiments.run import Run
@@ -40,18 +40,6 @@ def recall_sequences(count: int, pairs: int, queries: int, vocabulary: int, seed
     labels = torch.full_like(ids, IGNORED)
     labels[:, 2 * pairs :] = values.gather(1, asked)
     return ids, labels
-
-
-@torch.no_grad()
-def unit_variance(model: nn.Module) -> nn.Module:
-    """Draw weights anew so that what flows through a narrow model keeps its size: embeddings of deviation 1, linear maps of
-    deviation 1 / sqrt(inputs). In place; the model is returned."""
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.weight.normal_()
-        elif isinstance(module, nn.Linear):
-            module.weight.normal_(std=module.in_features**-0.5)
-    return model
 
 
 @dataclass(frozen=True)
@@ -118,13 +106,16 @@ class Recall(Bed):
     def student(self, run: Run, state: int | None = None, **sizes: Any) -> GPT:
         """An untrained model whose weights follow from the run's seed. state: mixers with a state of so many numbers per channel take the
         place of attention."""
-        with restored_generators():
-            seed_everything(derived_seed(run.seed, "student"))
+
+        def made() -> GPT:
             model = self.model(**sizes)
             for block in model.blocks if state else ():
                 heads = block.attention.query.out_features // block.attention.head_width
-                block.attention = StateSpaceMixer(block.attention.query.in_features, heads, state, retention=0.98)
+                width = block.attention.query.in_features
+                block.attention = StateSpaceMixer(width, heads, state, retention=0.98)
             return model
+
+        return run.fresh(made)
 
     def fit(
         self,

@@ -1,4 +1,4 @@
-"""Source and target sequences: fill in what is missing in Shakespeare, say what comes next, or name the topic of a news item."""
+"""Source and target sequences: fill in what is missing in Shakespeare, say what comes next, or name the language of a line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.models.encoder_decoder import encoder_decoder
+from limbeck.models.initialize import unit_variance
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import call
 from limbeck.tasks.base import SPLITS
@@ -24,7 +25,11 @@ from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Distil, Procedure
 
-KINDS = ("spans", "continuation", "topics")
+KINDS = ("spans", "continuation", "languages")
+LANGUAGES = (
+    *("afr", "ast", "cat", "ces", "cym", "dan", "deu", "eng", "eus", "fin", "fra", "fry", "gla", "gle", "glg", "hrv"),
+    *("hun", "isl", "ita", "lit", "ltz", "nld", "nno", "nob", "pol", "por", "ron", "slk", "slv", "spa", "swe", "tur"),
+)
 
 
 def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -50,20 +55,28 @@ def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple
     return marked[keep].reshape(total, -1), targets
 
 
-def _topics(source: int) -> SequenceToSequence:
-    """News as bytes, and one token after 256, the start, for the topic."""
-    made = {}
-    for split, rows in load("ag_news").items():
-        texts = [(text.encode(), label) for text, label in zip(rows["text"], rows["label"])]
-        kept = [(list(text[:source]), 257 + label) for text, label in texts if len(text) >= source]
-        made[split] = torch.tensor([text for text, _ in kept]), torch.tensor([[label] for _, label in kept])
-    return SequenceToSequence(made, 261, padding=256, start=256, dataset="ag_news topics")
+def _languages(source: int) -> SequenceToSequence:
+    """Windows of lines as bytes; after these the start token, 256, and one token per language."""
+    found, made = load("udhr"), {}
+    first: dict[str, str] = {}  # one text per language: others are the same lines in another spelling
+    for number, code in zip(found["train"]["id"], found["train"]["iso639-3"]):
+        first[code] = min(number, first.get(code, number))
+    for split, rows in found.items():
+        texts, labels = [], []
+        for number, code, text in zip(rows["id"], rows["iso639-3"], rows["sentence"]):
+            if code in LANGUAGES and number == first[code]:
+                line = list(text.encode())
+                starts = range(0, len(line) - source + 1, source // (4 if split == "train" else 2))
+                texts += [line[at : at + source] for at in starts]
+                labels += [[257 + LANGUAGES.index(code)]] * len(starts)
+        made[split] = torch.tensor(texts), torch.tensor(labels)
+    return SequenceToSequence(made, 257 + len(LANGUAGES), padding=256, start=256, dataset="udhr languages")
 
 
 @functools.lru_cache(maxsize=4)
 def _task(kind: str, source: int, target: int) -> SequenceToSequence:
-    if kind == "topics":
-        return _topics(source)
+    if kind == "languages":
+        return _languages(source)
     text = LanguageModelling("tinyshakespeare", length=source + target)
     size, made = text.vocabulary_size, {}
     marks = 4 if kind == "spans" else 0
@@ -82,10 +95,11 @@ def _task(kind: str, source: int, target: int) -> SequenceToSequence:
 @dataclass(frozen=True)
 class SequenceBed(Bed):
     """kind "spans": blocks of source + target characters with four spans missing, to be filled in by the target, of which each
-    span takes a quarter (its mark first). kind "continuation": `source` characters, and the `target` that follow. kind "topics": the
-    first `source` bytes of AG News items that are at least so long, and one token for the topic (accuracy: the share named right).
+    span takes a quarter (its mark first). kind "continuation": `source` characters, and the `target` that follow. kind
+    "languages": windows of `source` bytes of lines of the Declaration of Human Rights, and one token for which of 32 European languages it is (accuracy:
+    the share named right).
 
-    Tokens are those of `limbeck.beds.language`'s characters, then the marks; of topics, bytes, the start, and the topics. How much
+    Tokens are those of `limbeck.beds.language`'s characters, then the marks; of languages, bytes, the start, and the languages. How much
     of the loss depends on the source at all differs widely, see `without_source`. The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
     """
 
@@ -95,13 +109,14 @@ class SequenceBed(Bed):
     batch_size: int = 16
     steps: int = 600
     learning_rate: float = 3e-3
+    embeddings: float | None = None
     expected: tuple[float, float] = (0.0, 1e9)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}")
-        if self.kind == "topics" and self.target != 1:
-            raise UsageError(f"target={self.target}: a topic is one token")
+        if self.kind == "languages" and self.target != 1:
+            raise UsageError(f"target={self.target}: a language is one token")
         if self.kind == "spans" and (self.target % 4 or self.target < 8):
             raise UsageError(f"target={self.target}: four spans need a multiple of 4, of at least 8")
 
@@ -123,7 +138,7 @@ class SequenceBed(Bed):
         return self.task._data["train"][0].shape[1]
 
     def collections(self) -> tuple[str, ...]:
-        return ("ag_news" if self.kind == "topics" else "tinyshakespeare",)
+        return ("udhr" if self.kind == "languages" else "tinyshakespeare",)
 
     def digest(self) -> str:
         return digest({"bed": "sequences", "data": self.task.digest()})
@@ -138,7 +153,12 @@ class SequenceBed(Bed):
 
     def untrained(self, run: Run, make: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
         """`encoder_decoder` or `prefix_decoder` for this bed, with first weights that follow from the run's seed."""
-        return run.fresh(lambda: make(self.task.vocabulary_size, self.longest, self.target, **sizes))
+
+        def made() -> nn.Module:
+            model = make(self.task.vocabulary_size, self.longest, self.target, **sizes)
+            return unit_variance(model, self.embeddings) if self.embeddings else model
+
+        return run.fresh(made)
 
     def fit(
         self,
@@ -178,4 +198,4 @@ class SequenceBed(Bed):
 
 CONTINUATION = SequenceBed(expected=(2.0, 2.6))
 SPANS = SequenceBed("spans", source=104, target=24)
-TOPICS = SequenceBed("topics", source=128, target=1)
+LANGUAGE = SequenceBed("languages", source=64, target=1, batch_size=32, learning_rate=1e-3, embeddings=0.125)

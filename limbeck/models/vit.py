@@ -13,9 +13,10 @@ from limbeck.models.layers import Block, check_sizes, initialize
 class ViT(nn.Module):
     """Patches by a strided convolution, a class token, learned positions, pre-norm blocks, a last norm, a linear head.
 
-    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token. With `distilled` there is a
-    distillation token beside it with a head of its own, and the answer is the mean of both heads' logits; objectives reach them
-    as the signals "head" and "distillation_head".
+    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token. In between
+    `embed` gives the tokens (B, 1 + patches, width), class token first, and `encode` takes any part of them through the blocks.
+    With `distilled` there is a distillation token after the class token with a head of its own, and the answer is the mean of both heads'
+    logits; objectives reach them as the signals "head" and "distillation_head".
     """
 
     def __init__(
@@ -48,16 +49,23 @@ class ViT(nn.Module):
         initialize(self, depth)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """The tokens with their positions: (B, channels, size, size) -> (B, 1 + patches, width), one more where `distilled`."""
         if pixel_values.shape[-2] != self.size or pixel_values.shape[-1] != self.size:
             raise UsageError(f"vit: images must be {self.size}x{self.size}, not {tuple(pixel_values.shape[-2:])}")
         x = self.patches(pixel_values).flatten(2).transpose(1, 2)
         tokens = [self.class_token, *([self.distillation_token] if self.distilled else [])]
-        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in tokens), x], 1) + self.positions
-        x = self.dropout(x)
+        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in tokens), x], 1) + self.positions
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens through all blocks and the last norm: (B, L, width) -> (B, L, width)."""
+        x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.encode(self.embed(pixel_values))
         if not self.distilled:
             return self.head(x[:, 0])
         return (self.head(x[:, 0]) + self.distillation_head(x[:, 1])) / 2

@@ -31,7 +31,7 @@ from limbeck.objectives.features import (
 from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
-from limbeck.objectives.layers import layer_map, over_layers
+from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
@@ -52,6 +52,7 @@ from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.self_distillation import LayeredSelfDistillation
 from limbeck.objectives.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.subsets import AtTokens
 from limbeck.objectives.targets import (
     BalancedDivergence,
     CrossEntropy,
@@ -65,6 +66,7 @@ __all__ = [
     "AdaptiveKL",
     "AngleRelations",
     "AtExit",
+    "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
     "CalibratedTargets",
@@ -126,5 +128,6 @@ __all__ = [
     "WeightedSoftTargets",
     "WhereCorrect",
     "layer_map",
+    "nearest_layer",
     "over_layers",
 ]

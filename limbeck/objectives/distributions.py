@@ -200,7 +200,7 @@ class TransformedTargets(_Tempered):
 
     Against soft targets this adds a regularizer on the student's Renyi entropy. w is larger where the teacher is unsure.
     Shapes: logits (B, C) or (B, L, C). Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching",
-    ICLR 2024 (TTM and, weighted, WTTM). Neither carries T^2.
+    ICLR 2024 (TTM and, weighted, WTTM). Neither carries T^2; the authors' code agrees.
     """
 
     temperature: float = 4.0

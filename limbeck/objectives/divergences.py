@@ -59,6 +59,11 @@ def mean_absolute_error(x: Tensor, y: Tensor) -> Tensor:
     return (precise(x) - precise(y)).abs().mean(dim=-1)
 
 
+def smooth_absolute_error(x: Tensor, y: Tensor) -> Tensor:
+    """mean_i of (x_i - y_i)^2 / 2 where |x_i - y_i| <= 1, else |x_i - y_i| - 1/2, over the last axis of (..., D); returns (...)."""
+    return F.smooth_l1_loss(precise(x), precise(y), reduction="none").mean(dim=-1)
+
+
 def half_squared_norm(x: Tensor, y: Tensor) -> Tensor:
     """1/2 sum_i (x_i - y_i)^2 over the last axis of (..., D); returns (...)."""
     return 0.5 * (precise(x) - precise(y)).square().sum(dim=-1)

@@ -70,7 +70,7 @@ class ConditionalInformation(Objective):
     distributions.
     Source: Ye et al., "Bayes Conditional Distribution Estimation for Knowledge Distillation Based on Conditional Mutual Information",
     ICLR 2024, eq. 9 and algorithm 1 (weight -0.15, decay 0.9999). Deviation: the centroids follow the batch's own examples, not further
-    ones that are drawn for it. The authors' released script computes them once before training: give them, with decay=1.
+    ones that are drawn for it. The authors' released script, whose loss agrees, computes them once before training: give them, with decay=1.
     """
 
     centroids: tuple[tuple[float, ...], ...] | None = None

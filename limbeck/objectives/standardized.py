@@ -57,7 +57,7 @@ class Standardized(Adapter):
     objective: one that reads the student's and the teacher's logits alone, or a sum of such. Shapes: logits (B, C) or (B, L, C).
     Raises UsageError for another objective.
     Source: Choi et al., "Understanding the Role of Mixup in Knowledge Distillation: An Empirical Study", WACV 2023. Deviations: the
-    population's deviation (the authors' code has the sample's); the mean, which no softmax sees, is taken off too.
+    population's deviation (the authors' code, which agrees otherwise, has the sample's); the mean, which no softmax sees, is taken off too.
     """
 
     objective: Objective

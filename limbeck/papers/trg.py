@@ -13,6 +13,8 @@ Deviations: a long-tailed MNIST (14x14, the largest class 50 times the smallest)
 the last stage of a residual network are the patches, 256 of a batch's 1024 are drawn; sums over patches are means, so the weights are ours. Their sizes were
 set by hand so that the terms begin within a factor of ten of each other; every arm with a teacher chooses among four settings
 on the validation split. `rare_accuracy` is that of the three rarest classes.
+What came out: after these 228 steps TRG is 11 points above KD on average, but seeds differ by as much, and relations of whole images
+are as good. The relations across images carry it; those within an image add nothing. This is the only run that was made.
 """
 
 from __future__ import annotations

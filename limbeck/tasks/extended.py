@@ -18,13 +18,17 @@ class ExtendedTask(Task):
     An objective with positions="all" learns from all of them, and `CrossEntropy` from the labelled ones. Everything else, validation and
     test above all, is the first task's. Positions 0 up to size - 1 are its own, the others follow.
 
+    repeat: how often each labelled example comes in an epoch, so that few of them keep up with a large pool; with repeat n, positions 0 up
+    to n size - 1 are its own, in n turns.
     task: gives labels, splits and metrics. extra: a task of the same inputs. positions: which examples of its train split, in that
     order; None: all. Another `ExtendedTask` may be `task`, so pools add up. Raises UsageError for positions that are not there, DataError for
     inputs that do not fit.
     """
 
-    def __init__(self, task: Task, extra: Task, positions: Tensor | None = None):
-        self.task, self.extra = task, extra
+    def __init__(self, task: Task, extra: Task, positions: Tensor | None = None, repeat: int = 1):
+        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+            raise UsageError(f"ExtendedTask: repeat={repeat!r} must be a whole number of at least 1")
+        self.task, self.extra, self.repeat = task, extra, repeat
         count = extra.size("train")
         self.positions = torch.arange(count) if positions is None else positions.long().cpu()
         found = self.positions
@@ -40,18 +44,20 @@ class ExtendedTask(Task):
         return self.task.splits()
 
     def size(self, split: str) -> int:
-        return self.task.size(split) + (len(self.positions) if split == "train" else 0)
+        own = self.task.size(split)
+        return self.repeat * own + len(self.positions) if split == "train" else own
 
     def _examples(self, split: str, index: Tensor, augment: torch.Generator | None) -> dict[str, Tensor]:
-        own = self.task.size(split)
-        if split != "train" or not bool((index >= own).any()):
-            return self.task._examples(split, index, augment)
+        size = self.task.size(split)
+        own = self.size(split) - len(self.positions) if split == "train" else size
         more = index >= own
+        if not bool(more.any()):
+            return self.task._examples(split, index % size, augment)
         added = self.extra._examples("train", self.positions[index[more] - own], augment)
         added["labels"] = torch.full_like(added["labels"], IGNORED)
         if bool(more.all()):
             return added
-        first = self.task._examples(split, index[~more], augment)
+        first = self.task._examples(split, index[~more] % size, augment)
         place = torch.cat([(~more).nonzero()[:, 0], more.nonzero()[:, 0]]).argsort()
         return {name: self._joined(name, first[name], added)[place] for name in first}
 
@@ -73,5 +79,5 @@ class ExtendedTask(Task):
         return self.task.loss(logits, batch)
 
     def _content(self) -> Iterator[Any]:
-        yield {"task": "extended", "first": self.task.digest(), "extra": self.extra.digest()}
+        yield {"task": "extended", "first": self.task.digest(), "extra": self.extra.digest(), "repeat": self.repeat}
         yield self.positions

@@ -62,8 +62,8 @@ class ImageClassification(Classification):
         flip: bool | None = None,
         examples: Mapping[str, int] | None = None,
         imbalance: float = 1.0,
-        region: Sequence[float] | None = None,
         groups: Sequence[Sequence[int]] = (),
+        region: Sequence[float] | None = None,
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))

@@ -70,6 +70,10 @@ class ClassMeans:
     def after_step(self, student: nn.Module, step: int) -> None:
         self.teacher.after_step(student, step)
 
+    def observe(self, batch: Mapping[str, Any], student: Signals) -> None:
+        if hasattr(self.teacher, "observe"):
+            self.teacher.observe(batch, student)
+
     def digest(self) -> str:
         means = hashlib.sha256(self.means.cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
         return digest({"kind": "class means", "teacher": self.teacher.digest(), "means": means})

@@ -5,6 +5,7 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
@@ -19,6 +20,7 @@ __all__ = [
     "GradientNormBalance",
     "History",
     "Losses",
+    "MaskedImages",
     "MetaDistil",
     "OnViews",
     "Online",

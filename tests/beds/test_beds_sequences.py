@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from limbeck.beds.sequences import CONTINUATION, SPANS, TOPICS, SequenceBed
+from limbeck.beds.sequences import CONTINUATION, LANGUAGE, LANGUAGES, SPANS, SequenceBed
 from limbeck.datasets.load import find_folder, load
 from limbeck.errors import UsageError
 from limbeck.experiments import Run, Store
@@ -32,18 +32,22 @@ def test_the_tokens_are_those_of_running_text():
     assert bed.task.vocabulary_size + 4 == SequenceBed("spans", source=24, target=8).task.vocabulary_size
 
 
-@pytest.mark.skipif(find_folder("ag_news") is None, reason="the data set is not on this machine")
-def test_topics_are_bytes_and_a_label():
-    bed = SequenceBed("topics", source=64, target=1, batch_size=4)
+@pytest.mark.skipif(find_folder("udhr") is None, reason="the data set is not on this machine")
+def test_languages_are_windows_of_bytes_and_a_label(tmp_path):
+    bed = SequenceBed("languages", source=64, target=1, batch_size=4, embeddings=0.5)
     batch = next(bed.task.batches("validation", 8))
     assert batch["input_ids"].shape == (8, 64) == (8, bed.longest) and "attention_mask" not in batch
     assert (batch["decoder_input_ids"] == 256).all() and batch["labels"].shape == (8, 1)
-    assert 257 <= int(batch["labels"].min()) <= int(batch["labels"].max()) <= 260 < bed.task.vocabulary_size
-    rows = load("ag_news")["validation"]
-    first = next(i for i, text in enumerate(rows["text"]) if len(text.encode()) >= 64)
-    assert bytes(batch["input_ids"][0].tolist()) == rows["text"][first].encode()[:64]
-    assert batch["labels"][0, 0] == 257 + rows["label"][first]
-    assert bed.name == "topics-ag_news" and bed.collections() == ("ag_news",)
+    lines = {code: [] for code in LANGUAGES}
+    for code, line in zip(load("udhr")["validation"]["iso639-3"], load("udhr")["validation"]["sentence"]):
+        lines.get(code, []).append(line.encode())
+    for window, label in zip(batch["input_ids"].tolist(), batch["labels"][:, 0].tolist()):
+        assert any(bytes(window) in line for line in lines[LANGUAGES[label - 257]])
+    assert len(set(LANGUAGES)) == 32 and set(bed.task._data["test"][1].flatten().tolist()) == set(range(257, 289))
+    assert bed.name == "languages-udhr" and bed.collections() == ("udhr",)
+    model = bed.student(Run(0, store=Store(tmp_path)), encoder_depth=1, decoder_depth=1, width=64, heads=1)
+    assert model.head.weight is model.tokens.weight and model.head.weight.std().item() == pytest.approx(0.5, abs=0.02)
+    assert model.encoder[0].feed_forward.down.weight.std().item() == pytest.approx(1 / 16, abs=0.005)
 
 
 @needs_data
@@ -65,7 +69,7 @@ def test_the_loss_with_the_wrong_source(tmp_path):
 
 def test_nonsense_is_refused():
     for settings, words in (
-        ({"kind": "topics"}, "target=16"),
+        ({"kind": "languages"}, "target=16"),
         ({"kind": "poem"}, "kind='poem'"),
         ({"kind": "spans", "target": 10}, "target=10"),
     ):
@@ -75,7 +79,7 @@ def test_nonsense_is_refused():
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("bed", [SPANS, CONTINUATION, TOPICS], ids=lambda bed: bed.kind)
+@pytest.mark.parametrize("bed", [SPANS, CONTINUATION, LANGUAGE], ids=lambda bed: bed.kind)
 def test_the_reference_reaches_what_the_bed_says(bed, tmp_path):
     low, high = bed.expects["loss"]
     assert low <= bed.reference(Run(0, "test", Store(tmp_path)))["loss"] <= high

@@ -194,6 +194,16 @@ def test_hint_interpolates_to_the_teachers_size_when_asked():
     agree(objective, s, t, {}, reference, "layer")
 
 
+def test_a_standardized_hint_imitates_the_deviation_from_the_mean_over_the_width():
+    s, t = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+
+    def reference(s, t):
+        scaled = (t - t.mean(-1, keepdim=True)) / (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return (s - scaled).square().mean()
+
+    agree(Hint("layer", standardize=True), s, t, {}, reference, "layer")
+
+
 def test_the_paper_form_of_the_hint_is_half_the_squared_norm():
     s, t = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
     objective = Hint("layer", loss="half_squared_norm")
@@ -204,6 +214,10 @@ def test_the_paper_form_of_the_hint_is_half_the_squared_norm():
     ("loss", "reference"),
     [
         ("l1", lambda s, t: (s - t).abs().sum() / 30),
+        (
+            "smooth_l1",
+            lambda s, t: sum(0.5 * d**2 if abs(d) <= 1 else abs(d) - 0.5 for d in (s - t).flatten()) / 30,
+        ),
         ("cosine", lambda s, t: sum(1 - (a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(s, t)) / 5),
     ],
 )

@@ -60,8 +60,20 @@ def test_training_on_it_counts_labels_where_there_are_some():
     assert all(entry["loss"] > 0 for entry in history.steps)
 
 
+def test_labelled_examples_repeat():
+    often = ExtendedTask(task(0), task(1000), torch.tensor([5, 1, 9]), repeat=2)
+    assert [often.size(split) for split in often.splits()] == [27, 12, 4]
+    whole, once = next(often.batches("train", 27)), next(BOTH.batches("train", 15))
+    first = once["pixel_values"][:12]
+    assert torch.equal(whole["pixel_values"], torch.cat([first, first, once["pixel_values"][12:]]))
+    assert whole["labels"].tolist() == [0, 1] * 12 + [-100] * 3
+    assert often.digest() != BOTH.digest()
+
+
 def test_refusals():
     with pytest.raises(UsageError, match="positions"):
         ExtendedTask(task(0), task(1), torch.tensor([12]))
+    with pytest.raises(UsageError, match="repeat"):
+        ExtendedTask(task(0), task(1), repeat=0)
     with pytest.raises(DataError, match="same sizes"):
         next(ExtendedTask(task(0), task(1, width=4)).batches("train", 20))
