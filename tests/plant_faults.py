@@ -1356,6 +1356,20 @@ FAULTS = [
         "here = slice(0, rows.stop - at)",
         "tests/objectives/test_large_vocabulary.py",
     ),
+    (
+        "sharpness: downhill",
+        "training/sharpness.py",
+        "p + scale * slope for (name",
+        "p - scale * slope for (name",
+        "tests/training/test_training_sharpness.py",
+    ),
+    (
+        "meta: first order",
+        "training/meta.py",
+        "inner, self.rate, higher=True)",
+        "inner, self.rate, higher=False)",
+        "tests/training/test_training_meta.py",
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
+from limbeck.training.sharpness import SharpnessAware
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
 
@@ -25,6 +26,7 @@ __all__ = [
     "OnViews",
     "Online",
     "Procedure",
+    "SharpnessAware",
     "State",
     "Supervised",
     "TaskLoss",
