@@ -11,11 +11,13 @@ authors' code was read. Weights w are those of the effective number of examples 
 Pieces: `vit(distilled=True)` of `limbeck.models`, `HardTargets`, `OnSignal`, `Scheduled`, `PriorAdjusted` of `limbeck.objectives`,
 `class_balanced_weights` of `limbeck.datasets.imbalance`, `SharpnessAware` of `limbeck.training`, mixup of the Trainer.
 Deviations: MNIST of 14x14 with class sizes from 441 to 9; a residual network trained with adjusted logits stands for the teacher
-trained with PaCo or LDAM, with SAM in the arm `flat`, which a second run added; mixing stays on in the last epochs; the baseline's teacher is trained on plain labels.
+trained with PaCo or LDAM, with SAM in the arm `flat`, which a second run added; mixing stays on in the last epochs; the baseline's
+teacher is trained on plain labels.
 Settings by hand on the validation split with seed 1000, the same for all arms: patches of 2 and strong mixing (mixup 0.8, cutmix 1)
 left the transformer at 0.2 to 0.5; four patches and mixup 0.2 were taken. Both heads' accuracies by frequency are in the ledger.
-What came out: the rare classes gain as claimed, and the token is their expert (0.32 to 0.49 where the class token has 0.11 to 0.29, with the frequent classes the other way round), but
-over all classes five seeds do not settle it; a transformer without a teacher whose own logits are adjusted is far better than all.
+What came out: the rare classes gain as claimed, and the token is their expert (0.32 to 0.49 where the class token has 0.11 to 0.29,
+with the frequent classes the other way round), but over all classes five seeds do not settle it; a transformer without a teacher
+whose own logits are adjusted is far better than all.
 """
 
 from __future__ import annotations
