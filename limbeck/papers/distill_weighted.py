@@ -12,7 +12,8 @@ Pieces: `task_similarity`, `source_weights`, `EnsembleTeacher` of `limbeck.teach
 `limbeck.objectives`.
 Deviations: four small residual nets (digits 0-4 upright, inverted, upside down; objects in grey) and a narrow one for the digits 5-9 with ten
 labels each and 2000 unlabelled images. The baseline is transfer: the student trained on the nearest source's task first, then
-on the labels.
+on the labels. What came out: weights by similarity beat the nearest source, equal weights and labels, and transfer beats all of them. The
+arms with sources were held at a learning rate of 0.05, transfer and labels chose theirs (0.1).
 """
 
 from __future__ import annotations
