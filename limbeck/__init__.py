@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "compress": "limbeck.pipeline",
     "run_recipe": "limbeck.pipeline",
+    "compare": "limbeck.comparison",
     "Result": "limbeck.pipeline",
     "Recipe": "limbeck.recipe",
     "Budget": "limbeck.budget",

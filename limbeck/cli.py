@@ -102,6 +102,41 @@ def compress(
         raise BudgetError(f"the result is written, but does not keep to the budget: {rows}")
 
 
+@app.command()
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe; its first distill step gives the schedule.")],
+    objectives: Annotated[
+        str,
+        typer.Option(
+            "--objectives",
+            help="Two or more, with commas: class names, with settings in braces (SoftTargets{temperature: 2}), sums "
+            "(0.1*CrossEntropy+SoftTargets), files (loss.yaml), `recipe` for the recipe's own; NAME=... names one.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the comparison. The same command continues one that was cut off."),
+    ],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from the recipe's on.")] = 3,
+    against: Annotated[
+        str | None, typer.Option("--against", help="The name that the others are compared with; the first when absent.")
+    ] = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe's student under several objectives; compare quality, calibration and cost on the validation split."""
+    from limbeck.comparison import compare as run
+    from limbeck.report.comparison import comparison_table, scales_table
+
+    found = run(recipe, objectives, out, seeds=seeds, against=against, trust=tuple(trust or ()), progress=not as_json)
+    if as_json:
+        show(found)
+        return
+    say(comparison_table(found))
+    say(scales_table(found))
+    say(f"Page  {out / 'comparison.html'}")
+
+
 def _number(value: Any) -> str:
     return "nothing" if value is None else f"{value:.6g}"
 

@@ -34,13 +34,14 @@ from limbeck.exports import files_of
 from limbeck.files import digest, locked, write_text
 from limbeck.folders import store_folder
 from limbeck.jobs import Job, Source, from_python, from_recipe
+from limbeck.objectives.base import terms_of
 from limbeck.plan import apply
 from limbeck.pruning import MaskKeeper
 from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, EnsembleTeacher, FrozenTeacher, build_cache
+from limbeck.teachers import AveragedTeacher, EnsembleTeacher, FrozenTeacher, RetokenizedTeacher, build_cache
 from limbeck.training import Distil, Supervised, Trainer
 from limbeck.training.randomness import derived_seed
 
@@ -115,7 +116,7 @@ def run_recipe(recipe: Recipe, out: Path | str, *, trust: Sequence[str] = (), pr
 
 def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
     """Run a job. Raises LimbeckError with nothing half-written; what was finished before stays and is used next time."""
-    run = _Run(job, Path(out), progress)
+    run = Run(job, Path(out), progress)
     with locked(run.out / ".lock", f"another run is writing to {run.out}"):
         stages = run.stages()
         measured = measure_stages(stages, job.task, job.measure, run.out / "measured", job.exports, progress, job.trust)
@@ -135,7 +136,7 @@ def execute(job: Job, out: Path | str, progress: bool = True) -> Result:
     return Result(model, report, run.out)
 
 
-class _Run:
+class Run:
     """The stages of one job in one folder."""
 
     def __init__(self, job: Job, out: Path, progress: bool):
@@ -147,10 +148,11 @@ class _Run:
 
     def stages(self) -> list[Stage]:
         job = self.job
-        self._check_classes()
-        made: list[Stage] = []
-        teachers = [self._teacher(source, number) for number, source in enumerate(job.teachers)]
-        made.extend(teachers)
+        fits = self._task_fits_teacher()
+        self.teachers = teachers = [self._teacher(source, number) for number, source in enumerate(job.teachers)]
+        made = (
+            list(teachers) if fits else []
+        )  # of a teacher with other classes or tokens the task's metrics say nothing
         student_key = (
             digest({**self.data, "student": job.student.spec, "seed": job.seed}) if job.student else teachers[0].key
         )
@@ -212,7 +214,8 @@ class _Run:
         shutil.rmtree(work, ignore_errors=True)
         return model, history.to_json()
 
-    def _student(self, teachers: Sequence[Stage]) -> nn.Module:
+    def student(self, teachers: Sequence[Stage]) -> nn.Module:
+        """The student as it is before the first step."""
         if self.job.student is not None:
             return copy.deepcopy(self.job.student.build(self.job.trust, "student"))
         return teachers[0].load(self.job.trust)
@@ -228,14 +231,14 @@ class _Run:
         )
 
         def make(work: Path) -> tuple[nn.Module, dict[str, Any]]:
-            return self._train(Train(step.train, name="baseline"), self._student(()), (), work, step.name)
+            return self._train(Train(step.train, name="baseline"), self.student(()), (), work, step.name)
 
         return self._stage(self.out / "steps", 0, "baseline", key, make)
 
     def _do(
         self, step: Step, previous: Stage | None, teachers: Sequence[Stage], work: Path
     ) -> tuple[nn.Module, dict[str, Any] | None]:
-        model = previous.load(self.job.trust) if previous is not None else self._student(teachers)
+        model = previous.load(self.job.trust) if previous is not None else self.student(teachers)
         if isinstance(step, Change):
             plan = step.transform.plan(model, self.job.task, self.job.budget)
             return apply(model, plan), None
@@ -257,14 +260,15 @@ class _Run:
         if isinstance(step, Train) or (isinstance(step, QuantizationAware) and step.objective is None):
             procedure = Supervised(model, step.objective or task)
         else:
-            procedure = Distil(model, self._signals(step, teachers, seed, work), step.objective)
+            teacher = self.signals(step, teachers, seed, work)
+            procedure = Distil(model, teacher, step.objective, getattr(step, "balance", None))
         history = trainer.run(masks.follow(procedure), task)
         if finish is not None:
             model, plan = finish(model, task)
             model = apply(model, plan)
         return model, history.to_json()
 
-    def _signals(self, step: Step, teachers: Sequence[Stage], seed: int, work: Path) -> Any:
+    def signals(self, step: Step, teachers: Sequence[Stage], seed: int, work: Path) -> Any:
         """The Teacher of a step."""
         if isinstance(step, Distill) and step.teacher == "average":
             return AveragedTeacher()
@@ -272,6 +276,9 @@ class _Run:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
         members = [FrozenTeacher(stage.load(self.job.trust), precision=step.train.precision) for stage in teachers]
         frozen = members[0] if len(members) == 1 else EnsembleTeacher(members)
+        tokenizers = getattr(step, "tokenizers", None)
+        if tokenizers is not None:
+            frozen = RetokenizedTeacher(frozen, tokenizers["student"], tokenizers["teacher"])
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
@@ -290,14 +297,15 @@ class _Run:
             **{"names": sorted(step.objective.reads.teacher - {LOGITS}), **cache},
         )
 
-    def _check_classes(self) -> None:
-        """Refuse a teacher and a student whose outputs differ before anything is trained."""
+    def _task_fits_teacher(self) -> bool:
+        """Whether the teacher answers in the task's classes and tokens; refuses, before anything is trained, outputs that differ unmapped."""
         job = self.job
-        compares = any(
-            isinstance(s, Distill) and s.teacher is None and LOGITS in s.objective.reads.teacher for s in job.steps
-        )
-        if not job.teachers or job.student is None or not compares:
-            return
+        steps = [step for step in job.steps if isinstance(step, Distill) and step.teacher is None]
+        if any(step.tokenizers for step in steps):
+            return False
+        terms = [term for step in steps for term, _ in terms_of(step.objective) if LOGITS in term.reads.teacher]
+        if not job.teachers or job.student is None or not terms:
+            return True
         width = {}
         for role, source in (("teacher", job.teachers[0]), ("student", job.student)):
             model = source.build(job.trust, role)
@@ -305,11 +313,14 @@ class _Run:
             with torch.no_grad():
                 width[role] = first_tensor(call(model.eval(), job.task.example(2))).shape[-1]
             model.train(mode)
-        named = job.task.classes
-        if named is not None and any(w != len(named) for w in width.values()):
+        mapped = all(getattr(t, "maps_classes", False) or getattr(t, "classes", None) is not None for t in terms)
+        classes = len(job.task.classes) if job.task.classes is not None else width["student"]
+        if width["student"] != classes or (job.task.classes is not None and width["teacher"] != classes and not mapped):
             raise UsageError(
-                f"the task has {len(named)} classes; the teacher puts out {width['teacher']} and the student {width['student']}"
+                f"the task has {classes} classes; the teacher puts out {width['teacher']} and the student {width['student']}. Where the "
+                "teacher's are others on purpose, say which correspond: MappedClasses"
             )
+        return width["teacher"] == classes
 
 
 def _as_yaml(spec: Mapping[str, Any]) -> str:

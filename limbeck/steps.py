@@ -13,6 +13,7 @@ from typing import Any
 from limbeck import vocabulary
 from limbeck.errors import UsageError, did_you_mean
 from limbeck.training import TrainingConfig
+from limbeck.training.balance import as_balance, require_terms
 
 TRANSFORMS = {
     "prune": "Prune",
@@ -32,7 +33,9 @@ class Distill:
 
     objective: what is minimized. train: the schedule. teacher: None for the recipe's frozen teacher, or "average" for an
     exponential moving average of the student itself. cache: fields of `build_cache` (top_k, ...) to run the teacher once and
-    read its signals from disk; None runs it along.
+    read its signals from disk; None runs it along. balance: how the terms of the objective weigh against each other: None or
+    "fixed" (as given), "gradient_norm", "uncertainty", or one of `limbeck.training` with settings. tokenizers: {student: ..., teacher:
+    ...}, folders or hub names, for a language model that teaches one with another tokenizer; see `RetokenizedTeacher`.
     """
 
     objective: Any
@@ -40,6 +43,16 @@ class Distill:
     teacher: str | None = None
     cache: Mapping[str, Any] | None = None
     name: str = "distill"
+    balance: Any = None
+    tokenizers: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "balance", as_balance(self.balance))
+        require_terms(self.objective, self.balance)
+        if self.tokenizers is not None and set(self.tokenizers) != {"student", "teacher"}:
+            raise UsageError(
+                f"tokenizers={self.tokenizers!r}: name both, {{student: a folder, teacher: a folder}}; see RetokenizedTeacher"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,11 +150,16 @@ def _trained(verb: str, name: str, body: dict[str, Any], where: str, trust: Iter
         body["quantize"] = vocabulary.construct(
             {"class": "Quantize", **body["quantize"]}, "transform", f"{where}.quantize", trust
         )
+    if isinstance(body.get("balance"), Mapping):
+        body["balance"] = vocabulary.construct(body["balance"], "balance", f"{where}.balance", trust)
     if verb == "distill" and body.get("teacher") not in (None, "average"):
         raise UsageError(
             f"{where}.teacher: {body['teacher']!r} is not known; leave it out for the recipe's teacher, or say 'average'"
         )
-    return made(name=name, **body)
+    try:
+        return made(name=name, **body)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def describe_step(step: Step) -> dict[str, Any]:

@@ -22,9 +22,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "teacher": ("limbeck.teachers",),
     "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.conversion", "limbeck.quantization"),
     "scorer": ("limbeck.pruning",),
+    "balance": ("limbeck.training",),
 }
 # what tells the members of a role from the other public names of its rooms
-_MARK = {"task": "evaluate", "objective": "reads", "teacher": "signals", "transform": "plan", "scorer": "score"}
+_MARK = {
+    "task": "evaluate",
+    "objective": "reads",
+    "teacher": "signals",
+    "transform": "plan",
+    "scorer": "score",
+    "balance": "weigher",
+}
 
 
 def names(role: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 
+import artifact_models as models
 import pytest
-import test_artifact as models
 import torch
 
 from limbeck import artifact

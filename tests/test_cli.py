@@ -27,7 +27,7 @@ def limbeck(monkeypatch, capsys):
     return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
-@pytest.mark.parametrize("command", ["init", "compress", "measure", "export", "report", "schema", "version"])
+@pytest.mark.parametrize("command", ["init", "compress", "compare", "measure", "export", "report", "schema", "version"])
 def test_every_command_explains_itself(limbeck, command):
     code, out, _ = limbeck(command, "--help")
     assert code == 0 and "--help" in out and len(out) > 200

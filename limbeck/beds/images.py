@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck import models
 from limbeck.beds.base import Bed
@@ -20,9 +20,10 @@ from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.signals import call, first_tensor
+from limbeck.signals import LOGITS, capture
 from limbeck.tasks import ImageClassification
-from limbeck.training import Distil, Procedure, TrainingConfig
+from limbeck.training import Distil, Procedure, SharpnessAware, TrainingConfig
+from limbeck.training.procedures import describe
 
 VERSION = 1  # raise it when the way teachers are trained changes
 
@@ -42,9 +43,11 @@ class Network:
 class ImageBed(Bed):
     """Images, a student and a teacher.
 
-    dataset, size, channels, mean, std, crop: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
+    dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
-    training, teacher_training: `TrainingConfig`.
+    training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
+    that many times the smallest; measurements then name the rarest and the most frequent third of the classes too. groups: classes
+    that are taken as one, see `ImageClassification`.
 
     What an arm needs:
 
@@ -68,13 +71,20 @@ class ImageBed(Bed):
     teacher_train: int | None = None
     validation: int | None = None
     test: int | None = None
+    imbalance: float = 1.0
+    groups: tuple[tuple[int, ...], ...] = ()
+    region: tuple[float, float] | None = None
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
         """The data, loaded once per process. train: another number of training examples than the student's."""
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
-        return _task(self.dataset, self.size, self.channels, self.mean, self.std, self.crop, counts)
+        settings = (self.size, self.channels, self.mean, self.std, self.crop, counts)
+        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region)
+
+    def _make(self, network: Network) -> nn.Module:
+        return network.make(self.channels, len(self.groups) or 10)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -86,6 +96,13 @@ class ImageBed(Bed):
 
     def _settings(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
+        for later in (
+            "imbalance",
+            "groups",
+            "region",
+        ):  # beds without them keep the digests they had before there were such
+            if own[later] == type(self).__dataclass_fields__[later].default:
+                del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
 
     def config(self, **changes: Any) -> TrainingConfig:
@@ -96,31 +113,70 @@ class ImageBed(Bed):
 
     def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""
-        return run.fresh(make or (lambda: self.student.make(self.channels)))
+        return run.fresh(make or (lambda: self._make(self.student)))
 
     def trained_teacher(
-        self, run: Run, make: Callable[[], nn.Module] | None = None, architecture: Any = None, **changes: Any
+        self,
+        run: Run,
+        make: Callable[[], nn.Module] | None = None,
+        architecture: Any = None,
+        *,
+        objective: Objective | None = None,
+        seed: int = 0,
+        radius: float = 0.0,
+        **changes: Any,
     ) -> nn.Module:
-        """The teacher, trained once with labels alone and shared by everyone.
+        """The teacher, trained once and shared by everyone.
 
-        make: another architecture's constructor; `architecture` (JSON) then names it in the store's key. changes: of the
+        make: another architecture's constructor; `architecture` (JSON) then names it in the store's key. objective: what it is trained
+        with, None: labels alone. seed: another member of an ensemble. radius: above 0, of sharpness-aware minimization. changes: of the
         teacher's schedule.
         """
         if (make is None) != (architecture is None):
             raise UsageError("trained_teacher: give make and architecture together: the store finds the weights by it")
         config = replace(self.teacher_training, **changes)
+        make = make or (lambda: self._make(self.teacher))
+        return self._trained(
+            run, make, architecture or asdict(self.teacher), self.teacher_train, config, objective, seed, radius
+        )
+
+    def trained_student(self, run: Run, **changes: Any) -> nn.Module:
+        """The student trained with labels alone, of the run's seed: a starting point that all arms of a seed share."""
+        make = functools.partial(self._make, self.student)
+        return self._trained(run, make, asdict(self.student), self.train, self.config(**changes), None, run.seed)
+
+    def _trained(
+        self,
+        run: Run,
+        make: Callable[[], nn.Module],
+        architecture: Any,
+        train: int | None,
+        config: TrainingConfig,
+        objective: Objective | None,
+        seed: int,
+        radius: float = 0.0,
+    ) -> nn.Module:
+        """A network from the store, trained on `train` examples of the bed's data."""
         key = {
             "kind": "image teacher",
             "version": VERSION,
-            "data": [self.task().digest(), self.task().augmentation, self.teacher_train],
-            "architecture": architecture or asdict(self.teacher),
+            "data": [self.task().digest(), self.task().augmentation, train],
+            "architecture": architecture,
             "training": config.to_json(),
         }
+        if objective is not None:
+            key["objective"] = describe(objective)
+        if seed:
+            key["seed"] = seed
+        if radius:
+            key["radius"] = radius
 
-        def train(model: nn.Module) -> None:
-            run.train(Distil(model, None, CrossEntropy()), self.task(self.teacher_train), config, seed=0, counted=False)
+        def fit(model: nn.Module) -> None:
+            given = (model, None, objective or CrossEntropy())
+            procedure = SharpnessAware(*given, radius) if radius else Distil(*given)
+            run.train(procedure, self.task(train), config, seed=seed, counted=False)
 
-        return run.trained(key, make or (lambda: self.teacher.make(self.channels)), train)
+        return run.trained(key, make, fit)
 
     def distil(
         self, run: Run, objective: Objective, teacher: Any = None, student: nn.Module | None = None, **changes: Any
@@ -142,10 +198,33 @@ class ImageBed(Bed):
         run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
         return self.measure(run, model)
 
-    def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
-        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split."""
+    def measure(
+        self,
+        run: Run,
+        model: nn.Module,
+        signal: str = LOGITS,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """`accuracy`, `loss` (negative log-likelihood) and `calibration_error` (15 bins) on the run's split; of a long-tailed bed also
+        `rare_accuracy` and `frequent_accuracy`, the mean of the rarest and of the most frequent third of the classes.
+
+        signal: what to measure in place of the model's answer, such as one of several heads. change: what is done to every batch before,
+        such as `limbeck.datasets.augment.Translated`.
+        """
+
+        def answer(batch: Mapping[str, Any]) -> Tensor:
+            return capture(model, change(batch) if change else batch, {signal})[signal]
+
         with evaluating(model):
-            return self.task().evaluate(lambda batch: first_tensor(call(model, batch)), split=run.split)
+            found = self.task().evaluate(answer, split=run.split)
+            if self.imbalance == 1:
+                return found
+            logits, labels = self.task().predictions(answer, run.split)
+        right = logits.argmax(-1) == labels
+        by_class = [right[labels == label].double().mean().item() for label in range(logits.shape[1])]
+        third = len(by_class) // 3
+        rare, frequent = (sum(part) / third for part in (by_class[-third:], by_class[:third]))
+        return found | {"rare_accuracy": rare, "frequent_accuracy": frequent}
 
     def reference(self, run: Run) -> dict[str, float]:
         """The student trained with labels alone; `teacher_accuracy` is the teacher's."""
@@ -155,10 +234,19 @@ class ImageBed(Bed):
 
 @functools.lru_cache(maxsize=8)
 def _task(
-    dataset: str, size: int | None, channels: int, mean: Any, std: Any, crop: int | None, counts: tuple
+    dataset: str,
+    size: int | None,
+    channels: int,
+    mean: Any,
+    std: Any,
+    crop: int | None,
+    counts: tuple,
+    imbalance: float,
+    groups: tuple[tuple[int, ...], ...],
+    region: tuple[float, float] | None,
 ) -> ImageClassification:
-    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop}
-    return ImageClassification(dataset, examples=dict(counts), **settings)
+    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
+    return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)
 
 
 def _schedule(epochs: float, batch_size: int = 64, precision: str = "bf16", **settings: Any) -> TrainingConfig:
@@ -223,6 +311,22 @@ MNIST_FEW = replace(
     name="mnist 14x14, 500 examples",
     train=500,
     expects={"accuracy": (0.82, 0.95), "teacher_accuracy": (0.95, 1.0)},
+)
+MNIST_TAIL = replace(
+    MNIST,
+    name="mnist 14x14, imbalance 50",
+    train=5000,
+    teacher_train=None,
+    imbalance=50.0,
+    training=_schedule(15, 32),
+    teacher_training=_schedule(15, 32),
+    expects={"accuracy": (0.6, 0.88), "teacher_accuracy": (0.82, 0.97)},
+)
+MNIST_REGIONS = replace(
+    MNIST_FEW,
+    name="mnist 14x14, 500 examples, random regions",
+    region=(0.2, 1.0),
+    expects={"accuracy": (0.74, 0.92), "teacher_accuracy": (0.93, 1.0)},
 )
 DIGITS = ImageBed(
     dataset="digits",

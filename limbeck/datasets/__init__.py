@@ -1,22 +1,23 @@
-"""Data: loading, splitting, tokenizing (by module), and synthesizing: a few images that stand for many."""
+"""Data: loading, splitting, tokenizing (by module), selecting, and synthesizing: a few images that stand for many."""
 
+import importlib
 from typing import Any
 
-_NAMES = (
-    "CharacteristicMatching",
-    "DistributionCondensation",
-    "FrequencySampler",
-    "MeanMatching",
-    "SyntheticSet",
-    "characteristic_discrepancy",
-    "select_per_class",
-)
+_NAMES = {
+    "CharacteristicMatching": "synthesize",
+    "DistributionCondensation": "synthesize",
+    "FrequencySampler": "synthesize",
+    "MeanMatching": "synthesize",
+    "SyntheticSet": "synthesize",
+    "characteristic_discrepancy": "synthesize",
+    "highest_per_class": "select",
+    "select_per_class": "synthesize",
+    "without_copies": "select",
+}
 __all__ = list(_NAMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        from limbeck.datasets import synthesize
-
-        return getattr(synthesize, name)
+        return getattr(importlib.import_module(f"limbeck.datasets.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'limbeck.datasets' has no attribute {name!r}")

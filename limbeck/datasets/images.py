@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, UsageError
 
 
 def decode(dataset: Any, column: str, where: str, size: int | None = None, channels: int | None = None) -> Tensor:
@@ -77,3 +77,26 @@ def shift_and_flip(images: Tensor, padding: int, flip: bool, draws: torch.Genera
     padded = torch.nn.functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     picked = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def resized_regions(images: Tensor, region: tuple[float, float], draws: torch.Generator) -> Tensor:
+    """A random region of every image, resized to the image's size (bilinear).
+
+    region: smallest and largest share of the area, drawn uniformly; the region's width over its height is between 3/4 and 4/3,
+    log-uniform; its place is uniform among those inside. Shapes: images (B, C, H, W) of any type; returns the same. Source: Szegedy et
+    al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+    """
+    low, high = region
+    if not 0 < low <= high <= 1:
+        raise UsageError(f"region={region!r} must be two shares of the area, above 0, rising, at most 1")
+    count = len(images)
+    area, ratio, across, down = torch.rand(4, count, generator=draws)
+    area = low + (high - low) * area
+    ratio = (4 / 3) ** (2 * ratio - 1)
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    turn = torch.zeros(count, 2, 3)
+    turn[:, 0, 0], turn[:, 1, 1] = width, height
+    turn[:, 0, 2], turn[:, 1, 2] = (1 - width) * (2 * across - 1), (1 - height) * (2 * down - 1)
+    grid = torch.nn.functional.affine_grid(turn, list(images.shape), align_corners=False)
+    picked = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return picked.to(images.dtype) if images.is_floating_point() else picked.round().to(images.dtype)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.datasets.docstrings import PREFIX, docstrings
 from limbeck.datasets.load import load
 from limbeck.errors import DataError
 
@@ -77,9 +78,12 @@ def passages(documents: Iterable[str], seed: int = 0) -> list[str]:
 def documents(name: str, split: str) -> list[str]:
     """The documents of a collection's split: those of SOURCES, else the texts of a data set with a usual text column.
 
-    A collection without that split gives none. Raises DataError for a data set that has no text column.
+    "docstrings:NAME" is the prose of an installed Python package, all of it train. A collection without that split gives none. Raises
+    DataError for a data set that has no text column.
     """
     found: list[str] = []
+    if name.startswith(PREFIX):
+        return docstrings(name.removeprefix(PREFIX)) if split == "train" else found
     for source in SOURCES.get(name) or (Source((), None),):
         rows = load(name, source.config).get(split)
         if rows is None:

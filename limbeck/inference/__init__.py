@@ -2,12 +2,15 @@
 
 from limbeck.inference import kv_cache
 from limbeck.inference.speculative import Speculation, acceptance, expected_acceptance, residual, speculate, verify
+from limbeck.inference.tokens import ThinnedTokens, redundancy
 
 __all__ = [
     "Speculation",
+    "ThinnedTokens",
     "acceptance",
     "expected_acceptance",
     "kv_cache",
+    "redundancy",
     "residual",
     "speculate",
     "verify",

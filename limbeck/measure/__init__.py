@@ -1,5 +1,7 @@
 """Measuring: every number shown to a user comes from here, with its runs, spread, settings and what was really run."""
 
+from limbeck.measure.alignment import layer_similarities
+from limbeck.measure.attention import attention_patterns, head_distance, normalized_mutual_information
 from limbeck.measure.base import Measurement
 from limbeck.measure.environment import environment
 from limbeck.measure.exposure import continuations, exposure, mean_exposure
@@ -24,6 +26,7 @@ __all__ = [
     "Measurement",
     "Quality",
     "assess",
+    "attention_patterns",
     "continuations",
     "cost_model",
     "cost_onnx",
@@ -32,15 +35,18 @@ __all__ = [
     "environment",
     "exposure",
     "flops",
+    "head_distance",
     "interleaved",
     "latency_onnx",
     "latency_torch",
+    "layer_similarities",
     "layer_table",
     "mean_exposure",
     "measure_latency",
     "measure_model",
     "measure_onnx",
     "model_bytes",
+    "normalized_mutual_information",
     "parameters",
     "peak_memory_artifact",
     "peak_memory_of",

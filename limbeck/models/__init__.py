@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.branched import branched_resnet
 from limbeck.models.cnn import cnn
 from limbeck.models.convnet import convnet
 from limbeck.models.denoising_mlp import denoising_mlp
@@ -9,18 +10,22 @@ from limbeck.models.gpt import gpt
 from limbeck.models.graph import gcn, node_perceptron
 from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
+from limbeck.models.multi_exit import exit_encoder
 from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
+from limbeck.models.signal import signal_cnn, signal_transformer
 from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
 __all__ = [
+    "branched_resnet",
     "cnn",
     "convnet",
     "denoising_mlp",
     "encoder",
     "encoder_decoder",
+    "exit_encoder",
     "gcn",
     "gpt",
     "key_value_bottleneck",
@@ -31,6 +36,8 @@ __all__ = [
     "prefix_decoder",
     "resnet",
     "sentence_encoder",
+    "signal_cnn",
+    "signal_transformer",
     "student_encoder",
     "transformer",
     "vit",

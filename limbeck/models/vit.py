@@ -13,7 +13,10 @@ from limbeck.models.layers import Block, check_sizes, initialize
 class ViT(nn.Module):
     """Patches by a strided convolution, a class token, learned positions, pre-norm blocks, a last norm, a linear head.
 
-    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token.
+    `forward(pixel_values)`: (B, channels, size, size) -> logits (B, classes), read from the class token. In between
+    `embed` gives the tokens (B, 1 + patches, width), class token first, and `encode` takes any part of them through the blocks.
+    With `distilled` there is a distillation token after the class token with a head of its own, and the answer is the mean of both heads'
+    logits; objectives reach them as the signals "head" and "distillation_head".
     """
 
     def __init__(
@@ -27,28 +30,45 @@ class ViT(nn.Module):
         heads: int,
         hidden: int,
         dropout: float,
+        distilled: bool = False,
     ):
         super().__init__()
         self.size = size
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.empty(1, (size // patch) ** 2 + 1, width))
+        self.distilled = distilled
+        if distilled:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, (size // patch) ** 2 + 1 + distilled, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
+        if distilled:
+            self.distillation_head = nn.Linear(width, classes)
         initialize(self, depth)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """The tokens with their positions: (B, channels, size, size) -> (B, 1 + patches, width), one more where `distilled`."""
         if pixel_values.shape[-2] != self.size or pixel_values.shape[-1] != self.size:
             raise UsageError(f"vit: images must be {self.size}x{self.size}, not {tuple(pixel_values.shape[-2:])}")
         x = self.patches(pixel_values).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        x = self.dropout(x)
+        tokens = [self.class_token, *([self.distillation_token] if self.distilled else [])]
+        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in tokens), x], 1) + self.positions
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens through all blocks and the last norm: (B, L, width) -> (B, L, width)."""
+        x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)[:, 0])
+        return self.norm(x)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.encode(self.embed(pixel_values))
+        if not self.distilled:
+            return self.head(x[:, 0])
+        return (self.head(x[:, 0]) + self.distillation_head(x[:, 1])) / 2
 
 
 def vit(
@@ -61,10 +81,12 @@ def vit(
     heads: int = 4,
     hidden: int | None = None,
     dropout: float = 0.0,
+    distilled: bool = False,
 ) -> ViT:
     """A ViT on size x size images in patches of patch x patch; `hidden` is the feed-forward width, by default 4 x width.
 
-    Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021. Raises UsageError for bad sizes.
+    distilled: with a distillation token and head. Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; Touvron et
+    al., "Training data-efficient image transformers & distillation through attention" (DeiT), ICML 2021, section 4. Raises UsageError for bad sizes.
     """
     hidden = 4 * width if hidden is None else hidden
     sizes = {"size": size, "patch": patch, "classes": classes, "channels": channels, "depth": depth, "hidden": hidden}
@@ -72,4 +94,6 @@ def vit(
     if size % patch:
         raise UsageError(f"vit: patch must divide size; {patch} does not divide {size}")
     arguments = {**sizes, "width": width, "heads": heads, "dropout": dropout}
+    if distilled:
+        arguments["distilled"] = True
     return with_lineage(ViT(**arguments), Factory("limbeck.models.vit:vit", arguments))

@@ -1,62 +1,137 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
+from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
-from limbeck.objectives.contrastive import MutualInformation
+from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.calibrated import CalibratedTargets
+from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.distributions import (
     AdaptiveKL,
-    CorrelationTargets,
     JensenShannon,
     ReverseKL,
     SkewKL,
-    StandardizedTargets,
     SymmetricKL,
     TotalVariation,
     TransformedTargets,
     WeightedSoftTargets,
 )
 from limbeck.objectives.exits import AtExit
-from limbeck.objectives.features import EmbeddingDistance, Hint
+from limbeck.objectives.features import (
+    AttentionTransfer,
+    EmbeddingDistance,
+    Hint,
+    MarginHint,
+    NeuronSelectivity,
+    NormDirection,
+    ReviewHints,
+    SingularHints,
+    VariationalHint,
+)
+from limbeck.objectives.information import ConditionalInformation
+from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
+from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
+from limbeck.objectives.mapping import MappedClasses, MappedTokens, SortedTargets
 from limbeck.objectives.mixing import MatrixOrientation
+from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
 from limbeck.objectives.privacy import ShieldedTargets
-from limbeck.objectives.relations import SimilarityDistillation, TokenRelations
+from limbeck.objectives.ranking import RankedTargets
+from limbeck.objectives.relations import (
+    AngleRelations,
+    DistanceRelations,
+    FeatureCorrelation,
+    GramInformation,
+    KernelAlignment,
+    SimilarityDistillation,
+    TokenContrast,
+    TokenGraph,
+    TokenRelations,
+)
 from limbeck.objectives.routing import ExpertBalance
 from limbeck.objectives.selection import ExcessTargets
-from limbeck.objectives.targets import BalancedDivergence, CrossEntropy, MeanSquaredError, MixedTargets, SoftTargets
+from limbeck.objectives.self_distillation import LayeredSelfDistillation
+from limbeck.objectives.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.subsets import AtTokens
+from limbeck.objectives.targets import (
+    BalancedDivergence,
+    CrossEntropy,
+    HardTargets,
+    MeanSquaredError,
+    MixedTargets,
+    SoftTargets,
+)
 
 __all__ = [
     "AdaptiveKL",
+    "AngleRelations",
     "AtExit",
+    "AtTokens",
+    "AttentionTransfer",
     "BalancedDivergence",
+    "CalibratedTargets",
+    "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "Discriminator",
+    "DistanceRelations",
     "EmbeddingDistance",
     "EnhancedTargets",
     "ExcessTargets",
     "ExpertBalance",
+    "FeatureCorrelation",
+    "GramInformation",
+    "HardTargets",
     "Hint",
+    "InterpolatedTargets",
     "JensenShannon",
+    "KernelAlignment",
     "LargeVocabulary",
+    "LayeredSelfDistillation",
     "Loss",
+    "MappedClasses",
+    "MappedTokens",
+    "MarginHint",
     "MatrixOrientation",
     "MeanSquaredError",
+    "MemoryContrast",
     "MixedTargets",
+    "MultiLevelTargets",
     "MutualInformation",
+    "NeuronSelectivity",
+    "NormDirection",
     "NormalizedKD",
     "Objective",
+    "OnSignal",
+    "PairedContrast",
+    "PriorAdjusted",
+    "RankedTargets",
     "ReverseKL",
+    "ReviewHints",
+    "Scheduled",
     "ShieldedTargets",
     "SimilarityDistillation",
+    "SingularHints",
+    "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
+    "SortedTargets",
+    "Standardized",
     "StandardizedTargets",
     "Sum",
     "SymmetricKL",
+    "TokenContrast",
+    "TokenGraph",
     "TokenRelations",
     "TotalVariation",
     "TransformedTargets",
     "UniversalSelfKD",
+    "VariationalHint",
     "WeightedSoftTargets",
+    "WhereCorrect",
+    "layer_map",
+    "nearest_layer",
+    "over_layers",
 ]

@@ -42,7 +42,8 @@ class Objective:
         return type(self).__name__
 
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        """Learnable modules, made once from example signals; most objectives have none."""
+        """Modules made once from example signals, trained with the student; most objectives have none. One that follows the
+        training has `after_step(state)`, which is called after every optimizer step (see `limbeck.training.State`)."""
         return {}
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
@@ -53,17 +54,27 @@ class Objective:
         value = self.compute(student, teacher, batch, connectors or {})
         return Loss(value, {self.name: value.detach()})
 
+    def losses(
+        self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None
+    ) -> dict[int, Loss]:
+        """The loss of each term that is computed, unweighted, by its place in the sum; one that is no sum is its only term."""
+        return {0: self(student, teacher, batch, connectors)}
+
+    def join(self, losses: Mapping[int, Loss]) -> Loss:
+        """What `losses` returned, as the weighted sum with all parts."""
+        return losses[0]
+
     def __add__(self, other: Objective) -> Objective:
         if not isinstance(other, Objective):
             return NotImplemented
-        return Sum((*_terms(self), *_terms(other)))
+        return Sum((*terms_of(self), *terms_of(other)))
 
     def __mul__(self, weight: float) -> Objective:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             return NotImplemented
         if not math.isfinite(weight):
             raise UsageError(f"{self.name}: the weight {weight!r} must be a finite number")
-        return Sum(tuple((term, w * weight) for term, w in _terms(self)))
+        return Sum(tuple((term, w * weight) for term, w in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -92,21 +103,39 @@ class Sum(Objective):
                 made |= {f"{index}_{name}": module for name, module in term.connectors(student, teacher).items()}
         return made
 
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
-        total, parts = None, {}
+    def losses(
+        self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None
+    ) -> dict[int, Loss]:
+        made = {}
         for index, (term, weight) in enumerate(self.terms):
-            if not weight:
-                continue
-            prefix = f"{index}_"
-            own = {k[len(prefix) :]: v for k, v in (connectors or {}).items() if k.startswith(prefix)}
-            loss = term(student, teacher, batch, own)
-            total = weight * loss.value if total is None else total + weight * loss.value
-            for name, value in loss.parts.items():
-                parts[name if name not in parts else f"{name}#{index}"] = value
-        if total is None:
+            if weight:
+                prefix = f"{index}_"
+                own = {k[len(prefix) :]: v for k, v in (connectors or {}).items() if k.startswith(prefix)}
+                made[index] = term(student, teacher, batch, own)
+        if not made:
             raise UsageError("every term of the objective has weight 0: there is nothing to minimize")
-        return Loss(total, parts)
+        return made
+
+    def join(self, losses: Mapping[int, Loss]) -> Loss:
+        total = None
+        for index, loss in losses.items():
+            value = self.terms[index][1] * loss.value
+            total = value if total is None else total + value
+        return Loss(total, named_parts(losses))
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors | None = None) -> Loss:
+        return self.join(self.losses(student, teacher, batch, connectors))
 
 
-def _terms(objective: Objective) -> tuple[tuple[Objective, float], ...]:
+def named_parts(losses: Mapping[int, Loss]) -> dict[str, Tensor]:
+    """The parts of several losses by name; one that was taken gets the place of its term: "Hint(layer2)#3"."""
+    parts: dict[str, Tensor] = {}
+    for index, loss in losses.items():
+        for name, value in loss.parts.items():
+            parts[name if name not in parts else f"{name}#{index}"] = value
+    return parts
+
+
+def terms_of(objective: Objective) -> tuple[tuple[Objective, float], ...]:
+    """The terms of a sum with their weights; an objective that is none is its own only term."""
     return objective.terms if isinstance(objective, Sum) else ((objective, 1.0),)

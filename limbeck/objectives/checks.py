@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from limbeck.errors import UsageError, did_you_mean
-from limbeck.objectives.base import Batch, Objective
+from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.positions import IGNORED
 
 
@@ -15,6 +16,12 @@ def require_positive(owner: Objective, name: str, value: float) -> None:
     """Refuse a setting that must be a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise UsageError(f"{owner.name}: {name}={value!r} must be a positive finite number")
+
+
+def require_whole(owner: Objective, name: str, value: int, least: int = 1) -> None:
+    """Refuse a setting that must be a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{owner.name}: {name}={value!r} must be a whole number of at least {least}")
 
 
 def require_choice(owner: Objective, name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -72,3 +79,21 @@ def require_signal(objective: Objective, name: str, value: str) -> None:
             f"{objective.name}: {name}={value!r} must name one signal: 'logits', a module path such as 'layer2', or "
             "'PATH:input'. For several pairs, add several objectives."
         )
+
+
+def require_connectors(objective: Objective, connectors: Connectors, *names: str) -> None:
+    """Refuse a call without the modules that the objective made."""
+    if set(connectors) != set(names):
+        raise UsageError(
+            f"{objective.name} needs {', '.join(names)}: hand over what objective.connectors(student, teacher) made"
+        )
+
+
+def signal_layers(objective: Objective, name: str, value: Sequence[str], least: int = 1) -> tuple[str, ...]:
+    """The signals of several layers, as a tuple; refuses fewer than `least`."""
+    layers = (value,) if isinstance(value, str) else tuple(value)
+    if len(layers) < least:
+        raise UsageError(f"{objective.name}: {name}={value!r} must name at least {least} layers")
+    for layer in layers:
+        require_signal(objective, name, layer)
+    return layers

@@ -46,6 +46,35 @@ def projector(student: Tensor, teacher: Tensor, kind: str = "auto") -> nn.Module
     return made.to(student.device)
 
 
+class AttentionFusion(nn.Module):
+    """A map fused with one from a deeper layer by learned attention over places, and its projection to a teacher's width.
+
+    x' = BN(conv1x1(x));  z = sigmoid(conv1x1([x', y]));  F = z_1 x' + z_2 y (y resized to x);  out = BN(conv3x3(F))
+
+    `forward(x, y, size)`: x (B, channels, H, W), y (B, width, h, w) or None where `fuses` is False, size: of the teacher's map;
+    returns out (B, outputs, *size) and F (B, width, *size), which the next shallower layer takes as y.
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3 (attention based fusion); the authors' code agrees.
+    """
+
+    def __init__(self, channels: int, width: int, outputs: int, fuses: bool = True):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.outer = nn.Sequential(nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        self.attention = nn.Conv2d(2 * width, 2, 1) if fuses else None
+        for layer in (self.inner[0], self.outer[0]):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+
+    def forward(self, x: Tensor, below: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        fused = self.inner(x)
+        if self.attention is not None:
+            below = F.interpolate(below, tuple(fused.shape[2:]))
+            shares = self.attention(torch.cat([fused, below], 1)).sigmoid()
+            fused = fused * shares[:, :1] + below * shares[:, 1:]
+        if tuple(fused.shape[2:]) != size:
+            fused = F.interpolate(fused, size)
+        return self.outer(fused), fused
+
+
 def project(connector: nn.Module | None, feature: Tensor) -> Tensor:
     """The feature in float32 (float64 stays) through its projector."""
     if connector is None:

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.objectives import divergences, positions
-from limbeck.objectives.base import Batch, Connectors
+from limbeck.objectives import divergences
 from limbeck.objectives.checks import require_choice, require_positive
 from limbeck.objectives.divergences import kl_divergence, log_probabilities
 from limbeck.objectives.partitions import LabelledTargets
 from limbeck.objectives.targets import TeacherTargets
-from limbeck.signals import Signals
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
@@ -195,39 +193,6 @@ class AdaptiveKL(_Tempered):
 
 
 @dataclass(frozen=True)
-class StandardizedTargets(_Tempered):
-    """Soft targets on standardized logits: the student has to match the relations among the teacher's logits, not their size.
-
-    L = T^2 mean over positions of KL(softmax(Z(z_t) / T) || softmax(Z(z_s) / T)),   Z(z) = (z - mean z) / std z
-
-    mean and (population) std are over the classes of a position; a constant row stays constant. Adding to or scaling the student's logits
-    changes nothing, so it is used beside `CrossEntropy`. Shapes: logits (B, C) or (B, L, C). T is the paper's base temperature, 2.
-    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. Deviation: the authors' code divides by
-    the unbiased deviation plus 1e-7.
-    """
-
-    temperature: float = 2.0
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return super().compare(standardized(student), standardized(teacher))
-
-    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return kl_divergence(log_p, log_q)
-
-
-def standardized(logits: Tensor) -> Tensor:
-    """(z - mean z) / std z over the last axis, with the population deviation, float32; zeros where all are equal."""
-    z = positions.precise(logits)
-    z = z - z.mean(-1, keepdim=True)
-    scale = (
-        z.abs().amax(-1, keepdim=True).detach().clamp_min(torch.finfo(z.dtype).tiny)
-    )  # squares neither overflow nor vanish
-    z = z / scale
-    deviation = z.square().mean(-1, keepdim=True)
-    return z * torch.where(deviation > 0, deviation, torch.ones_like(deviation)).rsqrt()
-
-
-@dataclass(frozen=True)
 class TransformedTargets(_Tempered):
     """Transformed teacher matching: only the teacher is softened, so that the student's own sharpness is trained as well.
 
@@ -235,7 +200,7 @@ class TransformedTargets(_Tempered):
 
     Against soft targets this adds a regularizer on the student's Renyi entropy. w is larger where the teacher is unsure.
     Shapes: logits (B, C) or (B, L, C). Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching",
-    ICLR 2024 (TTM and, weighted, WTTM). Neither carries T^2.
+    ICLR 2024 (TTM and, weighted, WTTM). Neither carries T^2; the authors' code agrees.
     """
 
     temperature: float = 4.0
@@ -271,51 +236,3 @@ class WeightedSoftTargets(LabelledTargets):
             own, other = (divergences.cross_entropy(log_probabilities(z), labels) for z in (student, teacher))
             weight = -torch.expm1(-own / other.clamp_min(torch.finfo(own.dtype).tiny))
         return self.temperature**2 * weight * kl_divergence(log_p, log_q)
-
-
-@dataclass(frozen=True)
-class CorrelationTargets(TeacherTargets):
-    """Match correlations of the predictions, not their values: within each position over classes, and within each class over positions.
-
-    L = a mean over positions of 1 - r(p_n, q_n) + b mean over classes of 1 - r(P_c, Q_c),   r: Pearson's correlation
-
-    P_c are a class's probabilities over the batch's positions, weighted as they count. A constant row or column has no correlation and costs
-    nothing. Shapes: logits (B, C) or (B, L, C). Source: Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022,
-    a = b = 2 with T = 1 on ImageNet and T = 4 on CIFAR-100. Deviation: the authors' code multiplies both terms by T^2.
-    """
-
-    inter: float = 2.0
-    intra: float = 2.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "temperature", self.temperature)
-        for name in ("inter", "intra"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise UsageError(f"{self.name}: {name}={value!r} must be a finite number of at least 0")
-        if self.inter == self.intra == 0:
-            raise UsageError(f"{self.name}: inter and intra are both 0: there is nothing to minimize")
-
-    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target, weights = self.aligned(student.logits, teacher.logits.detach(), batch)
-        q, p = (log_probabilities(z, self.temperature).exp().flatten(0, -2) for z in (own, target))
-        counted = torch.ones_like(p[:, 0]) if weights is None else weights.flatten().to(p.dtype)
-        loss = p.new_zeros(())
-        if self.inter:
-            rows = correlation(p, q, torch.ones_like(p[0]))
-            loss = loss + self.inter * positions.mean(1 - rows, counted)
-        if self.intra:
-            loss = loss + self.intra * (1 - correlation(p.T, q.T, counted)).mean()
-        return loss
-
-
-def correlation(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of x and y (N, M) with weights (M,): (N,); 1 where a row of either is constant."""
-    share = weights / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)
-    x, y = (v - (v * share).sum(-1, keepdim=True) for v in (x, y))
-    cross, xx, yy = ((share * a * b).sum(-1) for a, b in ((x, y), (x, x), (y, y)))
-    least = torch.finfo(x.dtype).eps ** 2
-    known = (xx > least) & (yy > least)
-    return torch.where(known, cross * torch.where(known, xx * yy, 1.0).rsqrt(), 1.0)

@@ -59,6 +59,11 @@ def mean_absolute_error(x: Tensor, y: Tensor) -> Tensor:
     return (precise(x) - precise(y)).abs().mean(dim=-1)
 
 
+def smooth_absolute_error(x: Tensor, y: Tensor) -> Tensor:
+    """mean_i of (x_i - y_i)^2 / 2 where |x_i - y_i| <= 1, else |x_i - y_i| - 1/2, over the last axis of (..., D); returns (...)."""
+    return F.smooth_l1_loss(precise(x), precise(y), reduction="none").mean(dim=-1)
+
+
 def half_squared_norm(x: Tensor, y: Tensor) -> Tensor:
     """1/2 sum_i (x_i - y_i)^2 over the last axis of (..., D); returns (...)."""
     return 0.5 * (precise(x) - precise(y)).square().sum(dim=-1)
@@ -72,6 +77,12 @@ def norm(x: Tensor, y: Tensor) -> Tensor:
 def normalized(x: Tensor) -> Tensor:
     """x / |x| over the last axis, in float32; a zero vector stays zero."""
     return F.normalize(precise(x), dim=-1)
+
+
+def directions(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, in float32; a zero vector stays zero and gets no gradient (that of `normalized` explodes)."""
+    length = torch.linalg.vector_norm(precise(x), dim=-1, keepdim=True)
+    return torch.where(length > 0, precise(x) / torch.where(length > 0, length, 1.0), 0.0)
 
 
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:

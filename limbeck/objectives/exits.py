@@ -38,8 +38,12 @@ class MapExit(nn.Module):
             width *= 2
         self.layers, self.head = nn.Sequential(*layers), nn.Linear(width, classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """What the linear layer reads: (B, C, H, W) -> (B, width 2^reductions)."""
+        return self.layers(x).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(x).mean((2, 3)))
+        return self.head(self.features(x))
 
 
 class TokenExit(nn.Module):
@@ -50,10 +54,27 @@ class TokenExit(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width, 0.0) for _ in range(blocks))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the linear layer reads: (B, L, D) -> (B, D)."""
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x).mean(1))
+        return self.norm(x).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def exit_branch(owner: str, layer: str, feature: Tensor, classes: int, depth: int, heads: int) -> nn.Module:
+    """The branch that fits a feature: for maps, tokens, or, a linear layer alone, for vectors. Raises UsageError for another layout."""
+    if feature.dim() == 4:
+        branch = MapExit(feature.shape[1], classes, depth)
+    elif feature.dim() == 3:
+        branch = TokenExit(feature.shape[-1], classes, depth, heads)
+    elif feature.dim() == 2:
+        branch = nn.Linear(feature.shape[-1], classes)
+    else:
+        raise UsageError(f"{owner}: {layer!r} is {tuple(feature.shape)}; it must be {', '.join(LAYOUTS.values())}")
+    return branch.to(feature.device)
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,8 @@ class AtExit(Objective):
 
     layer: the student's signal. objective: reads nothing of the student but logits. depth: of the branch: separable
     convolutions for maps (the paper's is the number of stages after the layer), transformer blocks of `heads` heads for
-    tokens; a vector gets a linear layer alone. classes: of the branch; None: the teacher's.
+    tokens; a vector gets a linear layer alone. classes: of the branch; None: the teacher's. teacher: the teacher's signal that the
+    objective takes for its logits; of an `EnsembleTeacher`, "1.logits" is what its second member says.
 
     Shapes: maps (B, C, H, W), tokens (B, L, D) or vectors (B, D); labels (B,). An example of weight 0 does not count.
     Raises UsageError for another layout.
@@ -77,9 +99,11 @@ class AtExit(Objective):
     depth: int = 1
     heads: int = 4
     classes: int | None = None
+    teacher: str = LOGITS
 
     def __post_init__(self) -> None:
         require_signal(self, "layer", self.layer)
+        require_signal(self, "teacher", self.teacher)
         if not isinstance(self.objective, Objective) or self.objective.reads.student != {LOGITS}:
             raise UsageError(
                 f"AtExit: objective={self.objective!r} must be an objective that reads the student's logits alone"
@@ -95,32 +119,24 @@ class AtExit(Objective):
 
     @property
     def reads(self) -> Reads:
-        return Reads(student=frozenset({self.layer}), teacher=self.objective.reads.teacher)
+        needed = self.objective.reads.teacher
+        return Reads(frozenset({self.layer}), frozenset(self.teacher if name == LOGITS else name for name in needed))
 
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
         feature = student[self.layer]
-        if self.classes is None and LOGITS not in teacher:
+        if self.classes is None and self.teacher not in teacher:
             raise UsageError("AtExit: there is no teacher whose classes the branch could have: give classes=...")
-        classes = self.classes or teacher.logits.shape[-1]
-        if feature.dim() == 4:
-            branch = MapExit(feature.shape[1], classes, self.depth)
-        elif feature.dim() == 3:
-            branch = TokenExit(feature.shape[-1], classes, self.depth, self.heads)
-        elif feature.dim() == 2:
-            branch = nn.Linear(feature.shape[-1], classes)
-        else:
-            raise UsageError(
-                f"AtExit: {self.layer!r} is {tuple(feature.shape)}; it must be {', '.join(LAYOUTS.values())}"
-            )
-        return {"branch": branch.to(feature.device)}
+        classes = self.classes or teacher[self.teacher].shape[-1]
+        return {"branch": exit_branch("AtExit", self.layer, feature, classes, self.depth, self.heads)}
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         feature = student[self.layer]
-        known = Signals({name: teacher[name] for name in self.objective.reads.teacher})
+        needed = self.objective.reads.teacher
+        known = Signals({name: teacher[self.teacher if name == LOGITS else name] for name in needed})
         if "branch" not in connectors:
             raise UsageError("AtExit needs its branch: hand over what objective.connectors(student, teacher) made")
         feature = positions.blank(feature, positions.weights(batch, feature.shape[:1], labels=False))
         branch = connectors["branch"]
         with torch.autocast(feature.device.type, enabled=False):
             logits = branch(feature.to(next(branch.parameters()).dtype))
-        return self.objective.compute(Signals({LOGITS: logits}), known, batch, {})
+        return self.objective(Signals({LOGITS: logits}), known, batch).value

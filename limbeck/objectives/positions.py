@@ -74,3 +74,15 @@ def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
         return values.mean()
     total = weights.sum()
     return (values * weights).sum() / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def present(batch: Mapping[str, Any], *features: Tensor) -> tuple[Tensor | None, ...]:
+    """The examples that count: every feature's rows of non-zero `sample_weight`, and last the weights of those (B',), or None.
+
+    For what mixes the examples of a batch (batch normalization, relations): a row of weight 0 is not merely blank, it is gone.
+    """
+    found = weights({"sample_weight": batch.get("sample_weight")}, features[0].shape[:1])
+    if found is None:
+        return (*features, None)
+    there = found != 0
+    return (*(blank(feature, found)[there] for feature in features), found[there])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +113,7 @@ class TeacherTargets(Objective):
             return (
                 f"{self.name}: the student has {own.shape[-1]} classes and the teacher {target.shape[-1]}. Give both the "
                 "same classes, or name the teacher's class for each of the student's: classes=(...), or the student's for each "
-                "of the teacher's: student_classes=(...)"
+                "of the teacher's: student_classes=(...); MappedClasses maps label sets, MappedTokens and SortedTargets vocabularies"
             )
         return (
             f"{self.name}: the student's output has the shape {tuple(own.shape)} and the teacher's "
@@ -141,6 +142,39 @@ class SoftTargets(TeacherTargets):
         log_p = divergences.log_probabilities(teacher, self.temperature)
         log_q = divergences.log_probabilities(student, self.temperature)
         return self.temperature**2 * divergences.kl_divergence(log_p, log_q)
+
+
+@dataclass(frozen=True)
+class HardTargets(TeacherTargets):
+    """Hard distillation: cross-entropy with the teacher's most likely class, the classes weighted where asked.
+
+    L = sum_n w_{c_n} (-log s_{n,c_n}) / sum_n w_{c_n},   c_n = argmax_c t_{n,c},   s: softmax of the student
+
+    weights: of the classes (C,), such as `limbeck.datasets.imbalance.class_balanced_weights`; None: all 1. No true label enters;
+    positions="all" counts unlabelled examples too. Shapes: logits (B, C) or (B, L, C).
+    Source: Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT), ICML 2021, eq. 3,
+    for a distillation head; with weights Rangwani et al., "DeiT-LT", CVPR 2024, whose authors' code has the same mean.
+    """
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            if len(self.weights) < 2 or not all(math.isfinite(w) and w > 0 for w in self.weights):
+                raise UsageError(f"HardTargets: weights={self.weights!r} must be positive numbers, one per class")
+
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        own, target, counted = self.aligned(student.logits, teacher.logits.detach(), batch)
+        chosen = target.argmax(-1)
+        losses = divergences.cross_entropy(divergences.log_probabilities(own), chosen)
+        if self.weights is not None:
+            if len(self.weights) != own.shape[-1]:
+                raise UsageError(f"HardTargets: {len(self.weights)} weights for {own.shape[-1]} classes")
+            by_class = losses.new_tensor(self.weights)[chosen]
+            counted = by_class if counted is None else counted * by_class
+        return positions.mean(losses, counted)
 
 
 @dataclass(frozen=True)

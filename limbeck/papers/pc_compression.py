@@ -10,7 +10,8 @@ domain with 28 bits; ours has 24 bits and float64 probabilities, so that a decod
 Miniature: MNIST, 8,000 images to learn from, 500 test images coded into one stream; what counts is its length, header and all, and
 that it decodes to the same pixels. Baseline: the shortest of PNG, WebP (lossless) and bz2, each as one file per image or all images in one picture.
 Control: the same codec with one state, so independent pixels. `few`: half the states. The models' own bytes are not in the
-streams, as in the paper; no learned codec of the paper's comparison is run.
+streams, as in the paper; no learned codec of the paper's comparison is run. The stream is 0.8 % shorter than the model's own likelihood
+says: the coder gives every value at least one of its 2^24 shares, so that values the model finds all but impossible cost less there.
 """
 
 from __future__ import annotations

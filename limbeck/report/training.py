@@ -22,6 +22,7 @@ def training(report: Report) -> str:
         history = entry["history"]
         steps = [row for row in history.get("steps", []) if isinstance(row.get("loss"), (int, float))]
         names = list(dict.fromkeys(name for row in steps for name in row.get("parts") or {}))
+        names = [name for name in names if not name.startswith("balance(")]  # factors, no losses
         lines = [_curve("loss", steps, "loss")]
         if len(names) > 1:
             for name in names:

@@ -25,6 +25,8 @@ class DistilIndex(Procedure):
     batch["own"] (B,), `hard` of its `top` nearest dense documents, drawn anew each time, and `random` of all. w makes both losses equal
     on the example batch that training starts with, where `list_weight` is None.
 
+    temperature: T divides all scores, and the squared distances of the soft choice of codes too: that is the paper's T = 1 for vectors that
+    are 1 / sqrt(T) times as long. Unit vectors need T well below 1.
     objective: compares (B, |D|) scores of student and teacher, such as SoftTargets(temperature) for the listwise
     cross-entropy of the paper, softmax(s_T / T) against log softmax(s_S / T): the same gradient times T^2. An objective that reads
     batch["labels"] (CrossEntropy) finds there each query's own document among D: the contrastive loss.
@@ -92,7 +94,7 @@ class DistilIndex(Procedure):
         rows, place = self.candidates(queries, batch["own"])
         documents = self.documents[rows]
         teacher = Signals({"logits": queries @ documents.T / self.temperature})
-        centres, quantized = self.index.reconstruct(documents, rows)
+        centres, quantized = self.index.reconstruct(documents, rows, self.temperature)
         rotated = queries @ self.index.rotation / self.temperature
         labelled = {"labels": place}
         code, by_list = (

@@ -75,11 +75,13 @@ class QuantizedIndex(nn.Module):
         members = self.lists.long()
         self.codes = product.encode(documents @ self.rotation - self.centroids[members], self.codebooks).to(self.codes)
 
-    def reconstruct(self, documents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """For training: rotated centroids and rotated reconstructions (U, D) of the documents (U, D) numbered `rows` (U,)."""
+    def reconstruct(self, documents: Tensor, rows: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """For training: rotated centroids and rotated reconstructions (U, D) of the documents (U, D) numbered `rows` (U,).
+
+        temperature: of the soft choice of codes, which only the gradient sees."""
         centres = self.centroids[self.lists[rows].long()]
         residual = documents @ self.rotation - centres
-        return centres, centres + product.straight_through(residual, self.codebooks)
+        return centres, centres + product.straight_through(residual, self.codebooks, temperature)
 
     @property
     def bytes_per_document(self) -> float:

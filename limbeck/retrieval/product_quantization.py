@@ -39,13 +39,13 @@ def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     return look_up(codes, codebooks).flatten(1)
 
 
-def straight_through(x: Tensor, codebooks: Tensor) -> Tensor:
-    """decode(encode(x)) with a gradient: the choice is the largest softmax(-|x_p - c_k|^2), and its gradient that of the softmax.
+def straight_through(x: Tensor, codebooks: Tensor, temperature: float = 1.0) -> Tensor:
+    """decode(encode(x)) with a gradient: the choice is the largest softmax(-|x_p - c_k|^2 / T), and its gradient that of the softmax.
 
     Source: Xiao et al., "Distill-VQ", SIGIR 2022, eq. 3 and 4 (the choice as in "Matching-oriented Product Quantization").
     """
     pieces = cut(x, len(codebooks))
-    soft = torch.softmax(-(pieces.unsqueeze(2) - codebooks.unsqueeze(1)).square().sum(-1), -1)
+    soft = torch.softmax(-(pieces.unsqueeze(2) - codebooks.unsqueeze(1)).square().sum(-1) / temperature, -1)
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
     chosen = soft + (hard - soft).detach()
     return (chosen @ codebooks).transpose(0, 1).flatten(1)

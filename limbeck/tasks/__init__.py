@@ -2,6 +2,7 @@
 
 from limbeck.tasks.base import Task
 from limbeck.tasks.custom import CustomTask
+from limbeck.tasks.extended import ExtendedTask
 from limbeck.tasks.graphs import GraphClassification, NodeClassification
 from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
@@ -12,6 +13,7 @@ from limbeck.tasks.text import TextClassification
 
 __all__ = [
     "CustomTask",
+    "ExtendedTask",
     "GraphClassification",
     "ImageClassification",
     "LanguageModelling",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
+from limbeck.datasets.images import channel_statistics, decode, resized_regions, shift_and_flip
+from limbeck.datasets.imbalance import long_tailed
 from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
 from limbeck.datasets.split import holdout
@@ -31,8 +32,12 @@ class ImageClassification(Classification):
     mean, std: per channel, of pixels in 0..1. By default those of the train split.
     crop: zero padding around random crops, flip: mirror half of the images; used when batches are augmented. The
         defaults are 4 and true for CIFAR, 1 and false for digits, 2 and false for MNIST, 0 and false for anything else.
+    region: smallest and largest share of the area of a random region that is resized to the whole, before cropping and flipping, such as
+        (0.25, 1.0); None: none.
     examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
         never decoded. Statistics are then those of the examples that are kept.
+    imbalance: above 1, the train split is thinned to a long tail, see `limbeck.datasets.imbalance.long_tailed`.
+    groups: classes that are taken as one, [[0, 2, 4], [1, 3]] say; every class is named once.
 
     Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
     """
@@ -56,6 +61,9 @@ class ImageClassification(Classification):
         crop: int | None = None,
         flip: bool | None = None,
         examples: Mapping[str, int] | None = None,
+        imbalance: float = 1.0,
+        groups: Sequence[Sequence[int]] = (),
+        region: Sequence[float] | None = None,
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -67,18 +75,41 @@ class ImageClassification(Classification):
             raise UsageError(f"channels must be 1 or 3, not {channels!r}")
         if (mean is None) != (std is None):
             raise UsageError("give both mean and std, or neither")
+        self.region = None if region is None else tuple(region)
+        if region is not None and (len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1):
+            raise UsageError(f"region={region!r} must be two shares of the area, above 0, rising, at most 1")
         self.examples = _checked(examples)
         self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
+        if self.region:
+            self.augmentation += f", region {self.region[0]} to {self.region[1]}"
         self._scale = 255.0
         if dataset == "digits":
             self._load_digits()
         else:
             self._load(config, splits, image, label, holdout, size, channels)
+        if imbalance != 1:
+            images, labels = self._data["train"]
+            kept = long_tailed(labels, imbalance)
+            self._data["train"] = (images[kept], labels[kept])
+        if groups:
+            self._group(groups)
         train = self._data["train"][0]
         self.channels, self.height, self.width = train.shape[1:]
         self.mean, self.std = channel_statistics(train, self._scale) if mean is None else (tuple(mean), tuple(std))
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise UsageError(f"mean and std need {self.channels} values, std above 0, not {mean!r} and {std!r}")
+
+    def _group(self, groups: Sequence[Sequence[int]]) -> None:
+        """Classes become groups of classes."""
+        if len(groups) < 2 or sorted(label for group in groups for label in group) != list(range(len(self.classes))):
+            raise UsageError(
+                f"groups={groups!r}: two or more lists that name each of the classes 0 to {len(self.classes) - 1} once"
+            )
+        number = torch.tensor(
+            [next(i for i, g in enumerate(groups) if label in g) for label in range(len(self.classes))]
+        )
+        self._data = {split: (images, number[labels]) for split, (images, labels) in self._data.items()}
+        self.classes = tuple(" ".join(self.classes[label] for label in group) for group in groups)
 
     def _load_digits(self) -> None:
         from sklearn.datasets import load_digits
@@ -124,9 +155,16 @@ class ImageClassification(Classification):
         self._check_split(split)
         return len(self._data[split][1])
 
+    def class_counts(self, split: str = "train") -> tuple[int, ...]:
+        """How many examples of each class a split has, in the order of `classes`."""
+        self._check_split(split)
+        return tuple(self._data[split][1].bincount(minlength=len(self.classes)).tolist())
+
     def _examples(self, split: str, index: Tensor, augment: torch.Generator | None) -> dict[str, Tensor]:
         images, labels = self._data[split]
         images = images[index]
+        if augment is not None and self.region:
+            images = resized_regions(images, self.region, augment)
         if augment is not None and (self.crop or self.flip):
             images = shift_and_flip(images, self.crop, self.flip, augment)
         mean = torch.tensor(self.mean).reshape(-1, 1, 1)

@@ -62,7 +62,7 @@ class Retrieval(Task):
     dataset: the collection of the test split, in any layout of `limbeck.datasets.collections`.
     tokenizer: a sentence-transformers or transformers folder (also "package:NAME/FOLDER") or hub name.
     texts: collections whose train passages are the train split; see `limbeck.datasets.passages`, or a data set with a text
-        column. None of them may be the test collection.
+        column, or "docstrings:NAME", the prose of an installed Python package. None of them may be the test collection.
     validation: the collection of the validation split, {dataset, config}; passages of the validation splits of `texts` are
         added to its documents as distractors.
     length: tokens per text at most.

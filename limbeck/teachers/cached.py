@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
 from limbeck.files import digest
-from limbeck.signals import LOGITS, Signals
+from limbeck.signals import LOGITS, TOP_K, Signals
 from limbeck.teachers import cache, compact
 from limbeck.teachers.base import Teacher, Unchanging
 
@@ -136,7 +136,7 @@ class CachedTeacher(Unchanging):
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
         """The stored answers. Raises UsageError for names that are not stored, for batches without `index` or `epoch`
         and for mixed inputs (mixup, cutmix), ArtifactError for an example or epoch that the cache does not hold."""
-        unknown = sorted(names - {LOGITS, *self.made_of["names"]})
+        unknown = sorted(names - {LOGITS, *TOP_K, *self.made_of["names"]})
         if unknown:
             known = [LOGITS, *self.made_of["names"]]
             raise UsageError(
@@ -144,6 +144,8 @@ class CachedTeacher(Unchanging):
                 "Build it with names=(...)."
             )
         stored, rows = self._find(batch)
+        if names & set(TOP_K) and f"{LOGITS}/classes" not in stored.keys:
+            raise UsageError(f"the cache in {self.folder} keeps all classes, not the top k: build it with top_k=...")
         with torch.autocast(torch.device(self.device).type, enabled=False):  # stored types are no autocast types
             return self._read(stored, rows, batch, names)
 
@@ -157,10 +159,12 @@ class CachedTeacher(Unchanging):
                 self.device
             )
 
-        found = {name: entry(f"signal/{name}").float() for name in names - {LOGITS}}
-        if LOGITS in names:
+        found = {name: entry(f"signal/{name}").float() for name in names - {LOGITS, *TOP_K}}
+        if names & {LOGITS, *TOP_K}:
             parts = {key.partition("/")[2]: entry(key) for key in stored.keys if key.startswith(f"{LOGITS}/")}
-            found[LOGITS] = compact.decode(parts, self._manifest["classes"])
+            if LOGITS in names:
+                found[LOGITS] = compact.decode(parts, self._manifest["classes"])
+            found |= {name: compact.part(parts, name.partition(":")[2]) for name in names & set(TOP_K)}
         return Signals(found)
 
     def _find(self, batch: Mapping[str, Any]) -> tuple[_Pass, Tensor]:

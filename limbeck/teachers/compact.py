@@ -48,13 +48,19 @@ def encode(
 
 def decode(entries: Mapping[str, Tensor], count: int) -> Tensor:
     """The entries of `encode` back to logits (..., C) in float32."""
-    values = entries["values"].float()
-    if "top" in entries:
-        values = values + entries["top"]
+    values = part(entries, "values")
     if "classes" not in entries:
         return values
     logits = entries["rest"].expand(*values.shape[:-1], count).clone()
     return logits.scatter_(-1, entries["classes"].long(), values)
+
+
+def part(entries: Mapping[str, Tensor], name: str) -> Tensor:
+    """What decoding starts from: `values` (..., k) as logits in float32, their `classes` (..., k), the `rest` (..., 1) of the others."""
+    if name == "classes":
+        return entries["classes"].long()
+    found = entries[name].float()
+    return found + entries["top"] if name == "values" and "top" in entries else found
 
 
 def encode_feature(name: str, feature: Tensor, dtype: str) -> Tensor:

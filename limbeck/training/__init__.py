@@ -1,24 +1,37 @@
 """Training: one Trainer for every procedure, its configuration and checkpoints that survive a kill."""
 
+from limbeck.training.balance import GradientNormBalance, UncertaintyBalance
 from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.masked_images import MaskedImages
+from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
+from limbeck.training.sharpness import SharpnessAware
 from limbeck.training.trainer import Trainer
+from limbeck.training.views import OnViews, TwoViews
 
 __all__ = [
+    "Aggregator",
     "Communication",
     "Constrained",
     "Distil",
+    "GradientNormBalance",
     "History",
     "Losses",
+    "MaskedImages",
+    "MetaDistil",
+    "OnViews",
     "Online",
     "Procedure",
+    "SharpnessAware",
     "State",
     "Supervised",
     "TaskLoss",
     "Trainer",
     "TrainingConfig",
+    "TwoViews",
+    "UncertaintyBalance",
 ]

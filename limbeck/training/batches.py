@@ -70,7 +70,8 @@ class Feed:
             raise UsageError("label_smoothing, mixup and cutmix need a task with classes, and this one has none")
         config = self.config
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "mix", step))
-        return mix_batch(batch, len(classes), generator, config.mixup, config.cutmix, config.label_smoothing)
+        settings = (config.mixup, config.cutmix, config.label_smoothing, config.mixup_share)
+        return mix_batch(batch, len(classes), generator, *settings)
 
 
 def size(batch: Mapping[str, Any]) -> int:

@@ -15,6 +15,8 @@ DIVERGENCE = ("warn", "stop", "ignore")
 # Fields that change what is kept or shown, never the weights: a run may be continued with other values of these.
 WATCHING = ("evaluate_every", "checkpoint_every", "log_every", "divergence", "divergence_factor")
 
+LATER = {"mixup_share": 1.0}  # fields that came after the first stored runs, and their defaults
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -33,6 +35,7 @@ class TrainingConfig:
     gradient_clipping: largest allowed 2-norm of all gradients of an optimizer; None: no clipping.
     precision: "fp32", or "bf16" (autocast; the weights stay float32). channels_last: memory order for convolutions.
     label_smoothing, mixup, cutmix: labels become (B, classes) probabilities, see `limbeck.training.mixing`.
+        mixup_share: of the examples of a batch; below 1 the others stay as they are, and each has a weight of its own.
     augment: the task's own augmentation. limit: use only that many examples of the train split.
     evaluate_every: epochs between evaluations on the validation split; None: only at the end.
     checkpoint_every: steps between checkpoints; None: every epoch, and at least every 1000 steps. The end is always kept.
@@ -63,6 +66,7 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_share: float = 1.0
     augment: bool = True
     limit: int | None = None
     evaluate_every: float | None = None
@@ -86,6 +90,9 @@ class TrainingConfig:
         self._number("momentum", lambda v: 0 <= v < 1, "0 up to, not including, 1")
         self._number("warmup", lambda v: 0 <= v < 1, "a fraction of all steps, 0 up to, not including, 1")
         self._number("decay", lambda v: 0 < v <= 1, "above 0, at most 1")
+        self._number("mixup_share", lambda v: 0 < v <= 1, "a share of each batch above 0, at most 1")
+        if self.mixup_share < 1 and not self.mixup:
+            raise UsageError(f"mixup_share={self.mixup_share!r}: there is no mixup to take a share of: set mixup")
         self._number("gradient_clipping", lambda v: v > 0, "a number above 0, or nothing", none=True)
         self._number("label_smoothing", lambda v: 0 <= v < 1, "0 up to, not including, 1")
         self._number("mixup", lambda v: v >= 0, "0 (off) or the alpha of its Beta distribution, such as 0.2")
@@ -152,7 +159,9 @@ class TrainingConfig:
         return max(1, round(self.epochs * self.steps_per_epoch(examples)))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "milestones": list(self.milestones)}
+        """JSON that `from_json` reads. What came later is left out at its default, so that digests of older runs stay."""
+        out = {**asdict(self), "milestones": list(self.milestones)}
+        return {name: value for name, value in out.items() if name not in LATER or value != LATER[name]}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> TrainingConfig:

@@ -43,11 +43,29 @@ def mixing_weight(alpha: float, generator: torch.Generator) -> float:
     return float(gammas[0]) / total if total > 0 else 0.5
 
 
-def mixup(images: Tensor, labels: Tensor, weight: float, order: Tensor) -> tuple[Tensor, Tensor]:
-    """x = w x_i + (1 - w) x_j, y = w y_i + (1 - w) y_j with j = order[i]. images (B, ...), labels (B, classes).
+def partial_weights(alpha: float, count: int, share: float, generator: torch.Generator) -> Tensor:
+    """Weights (count,) of which round(share count), chosen at random, are draws of Beta(alpha, alpha); the others are 1.
+
+    Source: Choi et al., "Understanding the Role of Mixup in Knowledge Distillation", WACV 2023 (partial mixup). Deviation: the
+    authors' code draws the unmixed examples with replacement, so that more than the named share stay mixed.
+    """
+    gammas = torch._standard_gamma(torch.full((2, count), alpha, dtype=torch.float64), generator=generator)
+    total = gammas.sum(0)
+    drawn = torch.where(total > 0, gammas[0] / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
+    mixed = torch.randperm(count, generator=generator) < round(share * count)
+    return torch.where(mixed, drawn, torch.ones_like(drawn)).float()
+
+
+def mixup(images: Tensor, labels: Tensor, weight: float | Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """x = w x_i + (1 - w) x_j, y = w y_i + (1 - w) y_j with j = order[i]. images (B, ...), labels (B, classes); weight: one for
+    all, or one per example (B,).
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
+    if isinstance(weight, Tensor):
+        own = weight.to(images).reshape(-1, *[1] * (images.dim() - 1))
+        weight = weight.to(labels)[:, None]
+        return own * images + (1 - own) * images[order], weight * labels + (1 - weight) * labels[order]
     return weight * images + (1 - weight) * images[order], weight * labels + (1 - weight) * labels[order]
 
 
@@ -76,10 +94,12 @@ def mix_batch(
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
     label_smoothing: float = 0.0,
+    mixup_share: float = 1.0,
 ) -> dict[str, Any]:
     """The batch with smoothed and mixed labels and, for mixup and cutmix, mixed `pixel_values`.
 
-    With both alphas above 0 each batch takes one of the two, by a fair coin. A batch of one example is not mixed.
+    With both alphas above 0 each batch takes one of the two, by a fair coin. A batch of one example is not mixed. mixup_share
+    below 1: only that share of a batch that mixup takes is mixed, each example with a weight of its own.
     """
     out = dict(batch)
     out["labels"] = soft_labels(batch["labels"], classes, label_smoothing)
@@ -96,5 +116,7 @@ def mix_batch(
     if paste:
         out["pixel_values"], out["labels"] = cutmix(images, out["labels"], weight, order, (row, column))
     else:
+        if mixup_share < 1:
+            weight = partial_weights(mixup_alpha, size, mixup_share, generator)
         out["pixel_values"], out["labels"] = mixup(images, out["labels"], weight, order)
     return out

@@ -11,7 +11,7 @@ from torch import nn
 from limbeck.errors import UsageError
 from limbeck.objectives.base import Loss, Objective
 from limbeck.signals import Signals, Tap
-from limbeck.training.procedures import Losses, Procedure, State, describe
+from limbeck.training.procedures import Losses, Procedure, State, describe, tell
 
 
 class Online(Procedure):
@@ -89,6 +89,10 @@ class Online(Procedure):
             made = self.connectors.get((own, other), {})
             losses[own].append(self.objectives[own](signals[own], signals[other].detach(), batch, made))
         return {name: _mean(found) for name, found in losses.items()}
+
+    def after_step(self, state: State) -> None:
+        for made in self.connectors.values():
+            tell(made.values(), state)
 
     def describe(self) -> Any:
         return {"procedure": type(self).__name__, "objectives": describe(self.objectives)}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import positions
-from limbeck.objectives.base import Loss, Objective
+from limbeck.objectives.base import Loss, Objective, named_parts
 from limbeck.signals import LOGITS, Reads, Signals, Tap, call, capture, first_tensor
 from limbeck.teachers.frozen import FrozenTeacher
+from limbeck.training.balance import as_balance, require_terms
 
 Losses = dict[str, Loss]
 
@@ -120,11 +121,13 @@ class Distil(Procedure):
     student: any nn.Module. teacher: a `limbeck.teachers` teacher, an nn.Module (which is frozen), or None for an
     objective that reads nothing of a teacher. Only signals that the objective reads are computed. Connectors
     (projectors between widths) are made from one example batch and trained with the student, as "connector.NAME".
+    balance: how the terms of a sum weigh against each other, see `limbeck.training.balance`: None or "fixed",
+    "gradient_norm", "uncertainty", or an object of that room. The history then also has "balance(TERM)", each term's factor.
 
-    Raises UsageError when the objective reads a teacher and there is none.
+    Raises UsageError when the objective reads a teacher and there is none, and for a balance of a single term.
     """
 
-    def __init__(self, student: nn.Module, teacher: Any, objective: Objective):
+    def __init__(self, student: nn.Module, teacher: Any, objective: Objective, balance: Any = None):
         if not isinstance(student, nn.Module):
             raise UsageError(f"student: expected a torch module, got {type(student).__name__}")
         if not isinstance(objective, Objective):
@@ -135,7 +138,9 @@ class Distil(Procedure):
             )
         if teacher is student:
             raise UsageError("teacher and student are the same module: copy one of them (copy.deepcopy) first")
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.balance = student, objective, as_balance(balance)
+        terms = require_terms(objective, self.balance)
+        self.weigher = self.balance.weigher(len(terms)) if self.balance else None
         self.teacher = as_teacher(teacher)
         self.modules = {"student": student}
         self.connectors: dict[str, nn.Module] = {}
@@ -156,6 +161,8 @@ class Distil(Procedure):
         self.connectors = {name: module.to(device) for name, module in made.items()}
         self.modules = {"student": self.student}
         self.modules |= {f"connector.{name}": module for name, module in self.connectors.items()}
+        if self.weigher is not None:
+            self.modules["balance"] = self.weigher
 
     def _teacher_signals(self, batch: Mapping[str, Any]) -> Signals:
         if self.teacher is None or not self.objective.reads.teacher:
@@ -170,9 +177,27 @@ class Distil(Procedure):
         observe = getattr(self.teacher, "observe", None)
         if observe is not None:
             observe(batch, student.detach())
-        return {"main": self.objective(student, teacher, batch, self.connectors)}
+        losses = self.objective.losses(student, teacher, batch, self.connectors)
+        return {"main": self.combine(losses, state)}
+
+    def combine(self, losses: Mapping[int, Loss], state: State) -> Loss:
+        """The loss that is minimized, of the terms' losses as `Objective.losses` gives them."""
+        if self.weigher is None:
+            return self.objective.join(losses)
+        terms = [self.objective.terms[index] for index in losses]
+        total, factors = self.weigher.combine(
+            [loss.value for loss in losses.values()],
+            [weight for _, weight in terms],
+            list(self.student.parameters()),
+            state.step,
+        )
+        shown = {i: Loss(f, {f"balance({term.name})": f}) for i, (term, _), f in zip(losses, terms, factors)}
+        return Loss(total, named_parts(losses) | named_parts(shown))
 
     def after_step(self, state: State) -> None:
+        tell(self.connectors.values(), state)
+        if self.weigher is not None:
+            self.weigher.settle()
         if self.teacher is not None:
             self.teacher.after_step(self.student, state.step + 1)
 
@@ -188,6 +213,7 @@ class Distil(Procedure):
             "procedure": type(self).__name__,
             "objective": describe(self.objective),
             "teacher": describe_teacher(self.teacher),
+            **({"balance": describe(self.balance)} if self.balance is not None else {}),
         }
 
 
@@ -198,6 +224,13 @@ class Supervised(Distil):
         if not isinstance(objective, Objective) and callable(getattr(objective, "loss", None)):
             objective = TaskLoss(objective)
         super().__init__(model, None, objective)
+
+
+def tell(connectors: Iterable[nn.Module], state: State) -> None:
+    """Tell the connectors that follow the training (those with an `after_step`) that a step is done."""
+    for connector in connectors:
+        if callable(getattr(connector, "after_step", None)):
+            connector.after_step(state)
 
 
 def as_teacher(teacher: Any) -> Any:

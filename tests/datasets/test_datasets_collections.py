@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from limbeck.datasets.collections import Collection, load_collection
+from limbeck.datasets.docstrings import docstrings, prose
 from limbeck.datasets.passages import documents, passages, sentences
 from limbeck.errors import DataError
 
@@ -99,3 +100,38 @@ def test_documents_of_a_data_set_with_a_text_column(tmp_path, monkeypatch):
     assert documents("mine", "validation") == []
     with pytest.raises(DataError, match="none of the text columns"):
         documents("numbers", "train")
+
+
+DOCSTRING = """Fit a line to points by least squares, weighted or not.
+
+Parameters
+----------
+x : array_like, shape (n, 2)
+
+The solution is found by a decomposition, see :func:`~numpy.linalg.svd`, and it
+stays accurate where columns are nearly dependent.
+
+>>> fit([[1, 2], [3, 4]])
+"""
+
+
+def test_docstrings_keep_their_prose_only():
+    assert prose(DOCSTRING) == (
+        "Fit a line to points by least squares, weighted or not. The solution is found by a decomposition, see "
+        "numpy.linalg.svd, and it stays accurate where columns are nearly dependent."
+    )
+    assert prose("Short.") == ""
+
+
+def test_docstrings_of_a_package_are_read_without_importing_it(tmp_path, monkeypatch):
+    folder = tmp_path / "strange_package"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "__init__.py").write_text(f'"""{DOCSTRING}"""\nraise RuntimeError("imported")\n')
+    (folder / "again.py").write_text(f'def f():\n    """{DOCSTRING}"""\n')
+    (folder / "broken.py").write_text("def (")
+    (folder / "tests" / "t.py").write_text('"""This test says a great deal that nobody needs to read at all."""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert documents("docstrings:strange_package", "train") == [prose(DOCSTRING)]
+    assert documents("docstrings:strange_package", "validation") == []
+    with pytest.raises(DataError, match="no_such_package_here"):
+        docstrings("no_such_package_here")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.datasets.images import channel_statistics, decode, shift_and_flip
-from limbeck.errors import DataError
+from limbeck.datasets.images import channel_statistics, decode, resized_regions, shift_and_flip
+from limbeck.errors import DataError, UsageError
 
 
 def png(pixels):
@@ -69,3 +69,27 @@ def test_shift_and_flip_equals_one_image_at_a_time(padding, flip):
         expected = one[:, :, ::-1] if flip and mirrored[i] else one
         assert np.array_equal(made[i].numpy(), expected)
     assert 0 < mirrored.sum() < 32 and (padding == 0 or len(set(top.tolist())) == 2 * padding + 1)
+
+
+def test_regions_are_windows_of_the_image_of_the_area_that_was_asked():
+    ramp = torch.linspace(-1, 1, 64).expand(300, 1, 64, 64)  # each column has the value of its place
+    images = torch.cat([ramp, ramp.transpose(2, 3)], 1).contiguous()
+    out = resized_regions(images, (0.2, 0.6), torch.Generator().manual_seed(0))
+    assert out.shape == images.shape and not torch.equal(out[0], out[1])
+    span = out[:, :, 32, 32:33] * 0 + (out.amax((2, 3)) - out.amin((2, 3))).unsqueeze(-1) / 2
+    width, height = span[:, 0, 0], span[:, 1, 0]
+    area, ratio = width * height, width / height
+    assert 0.17 < float(area.min()) < 0.25 and 0.5 < float(area.max()) < 0.63
+    assert 0.7 < float(ratio.min()) < 0.85 and 1.18 < float(ratio.max()) < 1.43
+    assert float(out.min()) > -1.001 and float(out.max()) < 1.001
+
+
+def test_the_whole_image_is_a_region_and_bytes_stay_bytes():
+    images = torch.randint(0, 256, (3, 2, 8, 8), dtype=torch.uint8)
+    draws = torch.Generator().manual_seed(0)
+    out = resized_regions(images, (0.3, 1.0), draws)
+    assert out.dtype == torch.uint8 and out.shape == images.shape
+    again = resized_regions(images, (0.3, 1.0), torch.Generator().manual_seed(0))
+    assert torch.equal(out, again)
+    with pytest.raises(UsageError, match="region"):
+        resized_regions(images, (0.0, 1.0), draws)

@@ -89,6 +89,16 @@ def test_the_high_band_ignores_what_all_nodes_share_and_the_low_band_does_not():
     assert float(value(high, teacher, teacher, batch)) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_directed_edge_carries_the_source_to_the_target():
+    student, teacher, _ = example()
+    student, teacher = student[:1, :2], teacher[:1, :2]
+    found = value(LowFrequency(), student, teacher, {"edge_index": torch.tensor([[[0], [1]]])})
+    log_p, log_q = teacher[0].log_softmax(-1), student[0].log_softmax(-1)
+    pairs = [(0, 1), (0, 0), (1, 1)]
+    expected = sum((log_p[j].exp() * (log_p[j] - log_q[i])).sum() for j, i in pairs) / 3
+    torch.testing.assert_close(found, expected)
+
+
 @BOTH
 def test_padding_masked_nodes_and_graphs_of_weight_zero_are_not_there(objective):
     student, teacher, batch = example()

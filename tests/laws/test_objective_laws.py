@@ -1,5 +1,6 @@
 """Laws that every public objective keeps. A new objective without an entry in CASES fails the first test."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -11,37 +12,73 @@ import limbeck.objectives as room
 from limbeck.errors import UsageError
 from limbeck.objectives import (
     AdaptiveKL,
+    AngleRelations,
     AtExit,
+    AttentionTransfer,
+    AtTokens,
     BalancedDivergence,
+    CalibratedTargets,
+    ConditionalInformation,
     CorrelationTargets,
     CrossEntropy,
     DecoupledKD,
+    Discriminator,
+    DistanceRelations,
     EmbeddingDistance,
     EnhancedTargets,
     ExcessTargets,
     ExpertBalance,
+    FeatureCorrelation,
+    GramInformation,
+    HardTargets,
     Hint,
+    InterpolatedTargets,
     JensenShannon,
+    KernelAlignment,
     LargeVocabulary,
+    LayeredSelfDistillation,
+    MappedClasses,
+    MappedTokens,
+    MarginHint,
     MatrixOrientation,
     MeanSquaredError,
+    MemoryContrast,
     MixedTargets,
+    MultiLevelTargets,
     MutualInformation,
+    NeuronSelectivity,
     NormalizedKD,
+    NormDirection,
     Objective,
+    OnSignal,
+    PairedContrast,
+    PriorAdjusted,
+    RankedTargets,
     ReverseKL,
+    ReviewHints,
+    Scheduled,
     ShieldedTargets,
     SimilarityDistillation,
+    SingularHints,
+    SinkhornTargets,
     SkewKL,
     SoftTargets,
+    SortedTargets,
+    Standardized,
     StandardizedTargets,
+    Sum,
     SymmetricKL,
+    TokenContrast,
+    TokenGraph,
     TokenRelations,
     TotalVariation,
     TransformedTargets,
     UniversalSelfKD,
+    VariationalHint,
     WeightedSoftTargets,
+    WhereCorrect,
 )
+from limbeck.objectives.targets import TeacherTargets
 from limbeck.signals import Signals
 
 B, L, D = 6, 5, 4
@@ -70,7 +107,7 @@ class Case:
     def counts_labels(self) -> bool:
         """Whether a position labelled -100 is left out (a hidden state of an unlabelled token still counts)."""
         objective = getattr(self.objective, "objective", self.objective)
-        labelled = isinstance(objective, (CrossEntropy, UniversalSelfKD))
+        labelled = isinstance(objective, (ConditionalInformation, CrossEntropy, Sum, UniversalSelfKD))
         return labelled or getattr(objective, "positions", "") == "labelled"
 
     @property
@@ -79,6 +116,7 @@ class Case:
 
 
 IDENTITY = (("head:weight", torch.eye(D)), ("head:bias", torch.zeros(D)))
+STATISTICS = (("bn:weight", torch.ones(D)), ("bn:bias", torch.zeros(D)))
 CASES = {
     "cross_entropy": Case(CrossEntropy(), reads_teacher=False),
     "cross_entropy-smoothed": Case(CrossEntropy(label_smoothing=0.2), reads_teacher=False),
@@ -100,10 +138,27 @@ CASES = {
     "weighted_soft_targets": Case(WeightedSoftTargets(), TOKENS),
     "correlation": Case(CorrelationTargets(), TOKENS, per_example=False),
     "correlation-inter": Case(CorrelationTargets(intra=0.0)),
+    "sinkhorn": Case(SinkhornTargets(), per_example=False, distance=False),
+    "sinkhorn-tokens": Case(SinkhornTargets(1.0, blur=0.05, iterations=5), TOKENS, per_example=False, distance=False),
+    "multi_level": Case(MultiLevelTargets(), per_example=False),
+    "multi_level-tokens": Case(MultiLevelTargets((1.0, 4.0), batch=0.5, class_=0.2), TOKENS, per_example=False),
+    "ranked": Case(RankedTargets(), distance=False),
+    "ranked-tokens": Case(RankedTargets(temperature=2.0), TOKENS, distance=False),
+    "interpolated": Case(InterpolatedTargets(), learned=True),
+    "interpolated-tokens": Case(InterpolatedTargets(0.2, progress="cross_entropy"), TOKENS, learned=True),
+    "standardized-any": Case(Standardized(SoftTargets(temperature=1.0))),
+    "standardized-sum": Case(Standardized(CrossEntropy() + 9 * SoftTargets(temperature=1.0)), TOKENS, distance=False),
+    "standardized-labels": Case(Standardized(CrossEntropy()), reads_teacher=False),
+    "information": Case(ConditionalInformation(), reads_teacher=False, per_example=False, learned=True),
+    "information-tokens": Case(ConditionalInformation(), TOKENS, reads_teacher=False, per_example=False, learned=True),
     "large_vocabulary": Case(LargeVocabulary(SoftTargets(2.0), "head", "head", 3), TOKENS, constants=IDENTITY),
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
     ),
+    "mapped": Case(MappedClasses(SoftTargets(2.0), classes=(0, 1, 2, 3))),
+    "mapped-labelled": Case(MappedClasses(DecoupledKD(), (0, 1, 2, 3)), TOKENS),
+    "sorted": Case(SortedTargets()),
+    "sorted-tokens": Case(SortedTargets(2.0), TOKENS),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
     "balanced": Case(BalancedDivergence()),
@@ -120,6 +175,32 @@ CASES = {
     "exit": Case(AtExit("layer", SoftTargets()), learned=True, distance=False),
     "exit-enhanced": Case(AtExit("layer", EnhancedTargets(label=False)), learned=True, distance=False),
     "universal_self": Case(UniversalSelfKD(), reads_teacher=False, per_example=False),
+    "layered": Case(
+        LayeredSelfDistillation(("layer", "layer"), classes=D), reads_teacher=False, learned=True, distance=False
+    ),
+    "layered-maps": Case(
+        LayeredSelfDistillation(("layer", "layer"), classes=D, features_weight=0),
+        MAPS,
+        reads_teacher=False,
+        learned=True,
+    ),
+    "exit-member": Case(AtExit("layer", SoftTargets(), teacher="1.logits"), learned=True, distance=False),
+    "calibrated": Case(CalibratedTargets(0.3, 0.5, 0.9), distance=False, per_example=False),
+    "calibrated-tokens": Case(CalibratedTargets(0.0, 0.0, 1.0), TOKENS, distance=False),
+    "discriminator": Case(Discriminator(), learned=True, distance=False),
+    "discriminator-tokens": Case(Discriminator(False, (4, 4)), TOKENS, learned=True, distance=False),
+    "hard": Case(HardTargets(), distance=False),
+    "hard-tokens": Case(HardTargets((1.0, 1.0, 1.0, 1.0)), TOKENS, distance=False),
+    "on_signal": Case(OnSignal("layer", SoftTargets(2.0), "other")),
+    "on_signal-labels": Case(OnSignal("layer", CrossEntropy()), TOKENS, reads_teacher=False),
+    "paired_contrast": Case(PairedContrast(), (B, 2, D), reads_teacher=False, per_example=False),
+    "prior": Case(PriorAdjusted(SoftTargets(2.0), (5, 5, 5, 5), 0.5)),
+    "prior-labels": Case(PriorAdjusted(CrossEntropy(), (5, 5, 5, 5)), TOKENS, reads_teacher=False),
+    "where_correct": Case(WhereCorrect(SoftTargets(1.0)), TOKENS, per_example=False),
+    "where_correct-student": Case(
+        WhereCorrect(CrossEntropy(), "student"), TOKENS, reads_teacher=False, per_example=False
+    ),
+    "scheduled": Case(Scheduled(SoftTargets())),
     "hint-vectors": Case(Hint("layer")),
     "hint-tokens": Case(Hint("layer"), TOKENS),
     "hint-maps": Case(Hint("layer"), MAPS),
@@ -130,6 +211,9 @@ CASES = {
     "embedding": Case(EmbeddingDistance()),
     "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
+    "hint-smooth": Case(Hint("layer", loss="smooth_l1"), TOKENS),
+    "hint-standardized": Case(Hint("layer", standardize=True), MAPS, distance=False),
+    "at_tokens": Case(AtTokens(Hint("layer"), "kept"), constants=(("kept", torch.arange(2)),)),
     "hint-plain-norm": Case(Hint("layer", loss="norm"), TOKENS),
     "matrix_orientation": Case(MatrixOrientation("matrix", "matrix"), MAPS),
     "expert_balance": Case(ExpertBalance("router"), TOKENS, reads_teacher=False, per_example=False),
@@ -144,7 +228,44 @@ CASES = {
     "similarity-mse": Case(SimilarityDistillation(loss="mse"), per_example=False),
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
     "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
+    "token_relations-maps": Case(TokenRelations("layer", "layer", heads=1, loss="maps"), TOKENS),
+    "token_relations-places": Case(TokenRelations("layer", "layer", heads=1), MAPS),
+    "token_graph": Case(TokenGraph("layer", neighbours=3), TOKENS, per_example=False),
+    "token_graph-forward": Case(TokenGraph("layer", sigma=0.2, direction="forward"), MAPS, per_example=False),
+    "token_contrast": Case(TokenContrast("layer"), TOKENS, per_example=False, learned=True),
+    "token_contrast-places": Case(TokenContrast("layer", temperature=0.1), MAPS, per_example=False, learned=True),
     "token_relations-causal": Case(TokenRelations("layer", "layer", heads=1, causal=True), TOKENS),
+    "similarity-kernel": Case(SimilarityDistillation(loss="kernel"), per_example=False),
+    "similarity-gram": Case(SimilarityDistillation(loss="gram"), MAPS, per_example=False),
+    "similarity-gram-tokens": Case(SimilarityDistillation(loss="gram"), TOKENS, per_example=False),
+    "distances": Case(DistanceRelations(), per_example=False),
+    "angles": Case(AngleRelations(), MAPS, per_example=False),
+    "kernel_alignment": Case(KernelAlignment(), TOKENS, per_example=False),
+    "correlation_of_features": Case(FeatureCorrelation(projector="none"), per_example=False, distance=False),
+    "correlation_of_features-projected": Case(FeatureCorrelation(), MAPS, per_example=False, learned=True),
+    "gram_information": Case(GramInformation(), TOKENS, per_example=False, distance=False),
+    "gram_information-plain": Case(GramInformation(logarithm=False), per_example=False, distance=False),
+    "attention_transfer": Case(AttentionTransfer("layer"), MAPS),
+    "attention_transfer-mse": Case(AttentionTransfer("layer", loss="mse", power=3.0), TOKENS),
+    "attention_transfer-max": Case(AttentionTransfer("layer", statistic="max"), TOKENS),
+    "neuron_selectivity": Case(NeuronSelectivity("layer"), MAPS),
+    "neuron_selectivity-tokens": Case(NeuronSelectivity("layer", degree=3, offset=1.0), TOKENS),
+    "variational": Case(VariationalHint("layer"), MAPS, learned=True),
+    "variational-tokens": Case(VariationalHint("layer", variance=1.0), TOKENS, learned=True),
+    "margin": Case(
+        MarginHint("layer", norm="bn"), MAPS, constants=STATISTICS, learned=True, per_example=False, distance=False
+    ),
+    "singular": Case(SingularHints(("layer", "layer")), MAPS),
+    "singular-tokens": Case(SingularHints(("layer", "layer"), vectors=2), TOKENS),
+    "review": Case(ReviewHints("layer"), MAPS, learned=True, per_example=False),
+    "review-vectors": Case(ReviewHints("layer"), learned=True, per_example=False),
+    "norm_direction": Case(NormDirection("layer"), distance=False),
+    "norm_direction-classes": Case(NormDirection("layer", average="classes"), per_example=False, distance=False),
+    "norm_direction-cosine": Case(NormDirection("layer", norm=False), distance=False),
+    "memory_contrast": Case(MemoryContrast(B, "layer", "layer", width=3), learned=True, per_example=False),
+    "memory_contrast-all": Case(
+        MemoryContrast(B, "layer", "layer", others="examples", normalize=True), TOKENS, learned=True, per_example=False
+    ),
     "similarity-tokens": Case(SimilarityDistillation(temperature=0.5), TOKENS, per_example=False),
 }
 
@@ -174,7 +295,7 @@ def answers(case: Case, teacher: Tensor) -> Signals:
     """The teacher's signals. What else an objective reads of it (a reference's logits) is a function of each entry."""
     fixed = dict(case.constants)
     names = sorted((case.objective.reads.teacher or {case.signal}) - fixed.keys())
-    return Signals({name: teacher if at == 0 else teacher.sin() + at for at, name in enumerate(names)} | fixed)
+    return Signals({name: teacher * (-0.5) ** at for at, name in enumerate(names)} | fixed)
 
 
 def value(case: Case, student: Tensor, teacher: Tensor, batch, objective: Objective | None = None) -> Tensor:
@@ -190,7 +311,11 @@ def connectors(case: Case, objective: Objective) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     student, teacher, _ = example(case)
     made = case.objective.connectors(Signals({case.signal: student}), answers(case, teacher))
-    return made if objective is case.objective else {f"{i}_{n}": m for i in range(2) for n, m in made.items()}
+    return (
+        made
+        if objective is case.objective
+        else {f"{i}_{n}": copy.deepcopy(m) for i in range(2) for n, m in made.items()}
+    )
 
 
 def gradient(case: Case, student: Tensor, teacher: Tensor, batch) -> Tensor:
@@ -210,7 +335,8 @@ def public_objectives():
 
 
 def test_every_public_objective_has_a_case():
-    assert public_objectives() == {type(case.objective) for case in CASES.values()}
+    known = {type(case.objective) for case in CASES.values()} | {MappedTokens}  # which is MappedClasses of two folders
+    assert public_objectives() == known
 
 
 @every
@@ -376,6 +502,17 @@ def test_it_reads_what_it_says(case):
         case.objective(Signals({case.signal: student}), empty, batch)
 
 
+UNMAPPED = {type(case.objective): case for case in CASES.values() if isinstance(case.objective, TeacherTargets)}
+
+
+@pytest.mark.parametrize("case", UNMAPPED.values(), ids=[made.__name__ for made in UNMAPPED])
+def test_a_teacher_of_other_classes_is_refused_without_a_mapping(case):
+    student, teacher, batch = example(case)
+    wider = torch.cat([teacher, teacher[..., :1]], dim=-1)
+    with pytest.raises(UsageError, match="student has 4 classes and the teacher 5"):
+        value(case, student, wider, batch)
+
+
 NONSENSE = [
     (lambda: SoftTargets(temperature=0), "temperature"),
     (lambda: SoftTargets(temperature=-1.0), "temperature"),
@@ -407,8 +544,46 @@ NONSENSE = [
     (lambda: UniversalSelfKD(mu=0.0), "mu"),
     (lambda: UniversalSelfKD(smoothing=1.0), "smoothing"),
     (lambda: UniversalSelfKD("layer*"), "one signal"),
+    (lambda: SinkhornTargets(blur=0.0), "blur"),
+    (lambda: SinkhornTargets(iterations=0), "iterations"),
+    (lambda: MultiLevelTargets(temperatures=()), "temperatures"),
+    (lambda: MultiLevelTargets(temperatures=(2.0, -1.0)), "temperatures"),
+    (lambda: MultiLevelTargets(instance=0, batch=0, class_=0), "nothing to minimize"),
+    (lambda: MultiLevelTargets(batch=-1.0), "batch"),
+    (lambda: RankedTargets(temperature=0.0), "temperature"),
+    (lambda: RankedTargets(positions="all"), "true class"),
+    (lambda: InterpolatedTargets(start=1.1), "start"),
+    (lambda: InterpolatedTargets(end=0.0), "end"),
+    (lambda: InterpolatedTargets(end=2.0), "end"),
+    (lambda: InterpolatedTargets(rate=-1.0), "rate"),
+    (lambda: InterpolatedTargets(momentum=1.0), "momentum"),
+    (lambda: InterpolatedTargets(progress="loss"), "progress"),
+    (lambda: Standardized(Hint("layer")), "logits alone"),
+    (lambda: Standardized("soft"), "logits alone"),
+    (lambda: MappedClasses(SoftTargets()), "how the classes correspond"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, None)), "1 shared class"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, 2, 1)), "named twice"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, (2, 3), (0, 3))), "class 3 is named twice"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, -1)), "class numbers"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, ())), "class numbers"),
+    (lambda: MappedClasses(SoftTargets(), student_names=("a", "b")), "how the classes correspond"),
+    (
+        lambda: MappedClasses(SoftTargets(), student_names=("a", "a"), teacher_names=("a", "b")),
+        "two classes called 'a'",
+    ),
+    (lambda: MappedClasses(SoftTargets(classes=(0, 1)), classes=(0, 1)), "leave it out"),
+    (lambda: MappedClasses(CrossEntropy(), classes=(0, 1)), "nothing to map"),
+    (lambda: MappedClasses(Hint("layer"), classes=(0, 1)), "logits alone"),
+    (lambda: SortedTargets(temperature=0.0), "temperature"),
+    (lambda: SortedTargets(positions="some"), "positions"),
+    (lambda: ConditionalInformation(decay=1.5), "decay"),
+    (lambda: ConditionalInformation(decay=1.0), "give centroids"),
+    (lambda: ConditionalInformation(centroids=((0.5, 0.4), (0.5, 0.5))), "sum to 1"),
+    (lambda: ConditionalInformation(centroids=((1.0,),)), "sum to 1"),
     (lambda: Hint("layer*"), "one signal"),
     (lambda: Hint(""), "one signal"),
+    (lambda: AtTokens("hint", "kept"), "must be an objective"),
+    (lambda: AtTokens(Hint("layer"), "kept.*"), "one signal"),
     (lambda: Hint("layer", loss="mes"), "mse"),
     (lambda: Hint("layer", projector="conv"), "convolution"),
     (lambda: Hint("layer", resizing="crop"), "resizing"),
@@ -416,9 +591,62 @@ NONSENSE = [
     (lambda: EmbeddingDistance(cosine=-1.0), "cosine"),
     (lambda: SimilarityDistillation(temperature=0.0), "temperature"),
     (lambda: SimilarityDistillation(loss="ce"), "loss"),
+    (lambda: AttentionTransfer("layer*"), "one signal"),
+    (lambda: AttentionTransfer("layer", power=0), "power"),
+    (lambda: AttentionTransfer("layer", statistic="mean"), "statistic"),
+    (lambda: NeuronSelectivity("layer", degree=0), "degree"),
+    (lambda: NeuronSelectivity("layer", offset=-1.0), "offset"),
+    (lambda: DistanceRelations(delta=0.0), "delta"),
+    (lambda: AngleRelations(""), "one signal"),
+    (lambda: KernelAlignment(student="*"), "one signal"),
+    (lambda: FeatureCorrelation(alpha=0.0), "alpha"),
+    (lambda: GramInformation(projector="convolution"), "projector"),
+    (lambda: VariationalHint("layer", variance=-1.0), "variance"),
+    (lambda: MarginHint("layer", norm="bn:weight"), "colon"),
+    (lambda: SingularHints("layer"), "at least 2"),
+    (lambda: SingularHints(("a", "b"), ("a",)), "at least 2"),
+    (lambda: SingularHints(("a", "b"), vectors=0), "vectors"),
+    (lambda: ReviewHints(("a", "b"), ("a",)), "layers of the student"),
+    (lambda: ReviewHints("a", width=0), "width"),
+    (lambda: NormDirection("layer", average="batch"), "average"),
+    (lambda: MemoryContrast(1), "examples"),
+    (lambda: TokenGraph("layer", neighbours=0), "neighbours"),
+    (lambda: TokenGraph("layer", sigma=0.0), "sigma"),
+    (lambda: TokenGraph("layer", tokens=1), "tokens"),
+    (lambda: TokenGraph("layer", direction="both"), "direction"),
+    (lambda: TokenContrast("layer", final=0.0), "final"),
+    (lambda: TokenContrast("layer", epochs=-1.0), "epochs"),
+    (lambda: MemoryContrast(9, momentum=1.0), "momentum"),
+    (lambda: MemoryContrast(9, negatives=0), "negatives"),
+    (lambda: MemoryContrast(9, others="classmates"), "others"),
     (lambda: MatrixOrientation("*"), "one signal"),
     (lambda: ExpertBalance(top=0), "top"),
     (lambda: ExpertBalance(""), "router"),
+    (lambda: Discriminator(hidden=(4,)), "hidden"),
+    (lambda: Discriminator(adversarial=1), "adversarial"),
+    (lambda: HardTargets(weights=(1.0, 0.0)), "weights"),
+    (lambda: OnSignal("head*", SoftTargets()), "one signal"),
+    (lambda: OnSignal("head", Hint("layer")), "logits alone"),
+    (lambda: LayeredSelfDistillation(("layer",)), "layers"),
+    (lambda: LayeredSelfDistillation(("a", "*")), "one signal"),
+    (lambda: LayeredSelfDistillation(("a", "b"), pairing="all"), "pairing"),
+    (lambda: LayeredSelfDistillation(("a", "b"), temperature=0), "temperature"),
+    (lambda: LayeredSelfDistillation(("a", "b"), features_weight=-1), "features_weight"),
+    (lambda: LayeredSelfDistillation(("a", "b"), classes=1), "classes"),
+    (lambda: CalibratedTargets(low=0.5, middle=0.3), "rise"),
+    (lambda: CalibratedTargets(0.5, 0.5, 0.5), "nothing"),
+    (lambda: CalibratedTargets(smoothing=1.0), "smoothing"),
+    (lambda: CalibratedTargets(confidence="mean"), "confidence"),
+    (lambda: CalibratedTargets(positions="all"), "labels"),
+    (lambda: PairedContrast(scale=0.0), "scale"),
+    (lambda: PairedContrast("exits.*"), "one signal"),
+    (lambda: PriorAdjusted(SoftTargets(), (5, 0)), "counts"),
+    (lambda: PriorAdjusted(SoftTargets(), (5, 3), float("nan")), "strength"),
+    (lambda: PriorAdjusted(Hint("layer"), (5, 3)), "logits alone"),
+    (lambda: WhereCorrect(SoftTargets(), "both"), "side"),
+    (lambda: WhereCorrect(SoftTargets(positions="all")), "unlabelled"),
+    (lambda: Scheduled(SoftTargets(), begin=-1), "begin"),
+    (lambda: Scheduled(SoftTargets(), begin=3, end=2), "end"),
     (lambda: float("inf") * SoftTargets(), "finite"),
 ]
 

@@ -113,10 +113,10 @@ def test_sources_move_to_the_right_end():
 
 def test_deletion_keeps_the_order_and_fills_short_rows():
     h = torch.arange(10.0).reshape(2, 5, 1)
-    gate = torch.tensor([[-1.0, -30, -2, -29, -3], [-30, -30, -30, -4, -30]])
+    gate = torch.tensor([[-2.0, -30, -1, -29, -3], [-30, -30, -30, -4, -30]])
     states, kept = delete(h, gate)
     assert states[..., 0].tolist()[0] == [0, 2, 4] and states[1, 0].item() == 8
-    assert kept.tolist() == [[-1, -2, -3], [-4, float("-inf"), float("-inf")]]
+    assert kept.tolist() == [[-2, -1, -3], [-4, float("-inf"), float("-inf")]]
     states, kept = delete(h, torch.full((2, 5), -30.0))
     assert states.shape == (2, 1, 1) and (kept == float("-inf")).all(), "where nothing is kept, nothing is attended"
 

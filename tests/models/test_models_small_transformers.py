@@ -171,3 +171,19 @@ def test_bad_sizes():
             model(torch.zeros(1, 5).long())
     with pytest.raises(UsageError, match=r"images must be 8x8, not \(4, 4\)"):
         MODELS["vit"][0]()(torch.zeros(1, 1, 4, 4))
+
+
+def test_a_distilled_vit_answers_the_mean_of_two_heads():
+    model = vit(4, 2, classes=3, channels=1, depth=1, width=8, heads=2, distilled=True).eval()
+    torch.nn.init.normal_(model.distillation_token)
+    batch = {"pixel_values": torch.randn(2, 1, 4, 4)}
+    found = capture(model, batch, {"logits", "head", "distillation_head", "blocks.0"})
+    torch.testing.assert_close(found.logits, (found["head"] + found["distillation_head"]) / 2)
+    assert found["blocks.0"].shape == (2, 6, 8)
+    states = model.norm(found["blocks.0"])
+    torch.testing.assert_close(found["head"], model.head(states[:, 0]))
+    torch.testing.assert_close(found["distillation_head"], model.distillation_head(states[:, 1]))
+    again = build(lineage(model).factory)
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
+    plain = vit(4, 2, classes=3, channels=1, depth=1, width=8, heads=2)
+    assert "distill" not in repr(plain) and "distilled" not in lineage(plain).factory.arguments

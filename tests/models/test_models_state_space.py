@@ -57,6 +57,12 @@ def test_a_strong_decay_forgets_without_nan():
     assert matrix.isfinite().all() and matrix.tril(-2).abs().max() < 1e-30
 
 
+def test_the_mixers_decay_is_one_over_one_plus_exp():
+    mixer = StateSpaceMixer(12, 3, state=4)
+    u = 5 * torch.randn(2, 9, 12)
+    torch.testing.assert_close(mixer.parts(u)[1].exp(), 1 / (1 + mixer.decay(u).exp()))
+
+
 def test_the_mixer_sees_only_the_past_and_runs_both_ways():
     torch.manual_seed(0)
     mixer = StateSpaceMixer(12, 3, state=4)

@@ -8,10 +8,22 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.models import gpt
-from limbeck.objectives import CrossEntropy, Hint, LargeVocabulary, MeanSquaredError, SoftTargets
-from limbeck.objectives.large_vocabulary import chunked_loss
-from limbeck.signals import Tap, capture
-from limbeck.teachers import FrozenTeacher
+from limbeck.objectives import (
+    CorrelationTargets,
+    CrossEntropy,
+    DecoupledKD,
+    Hint,
+    JensenShannon,
+    LargeVocabulary,
+    MeanSquaredError,
+    MixedTargets,
+    ReverseKL,
+    SoftTargets,
+    slopes,
+)
+from limbeck.objectives.chunked import Projected, chunked_loss
+from limbeck.signals import Signals, Tap, capture
+from limbeck.teachers import FrozenTeacher, compact
 from limbeck.training import Distil
 
 
@@ -39,19 +51,44 @@ def gradients(objective, student, teacher, batch):
     return loss, {name: p.grad.clone() for name, p in student.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    "objective", [SoftTargets(temperature=2.0), CrossEntropy(0.1), MeanSquaredError(positions="all")]
-)
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_equals_the_plain_form(objective, chunk):
-    (student, teacher), batch = models(), tokens()
+OBJECTIVES = [
+    SoftTargets(temperature=2.0),
+    CrossEntropy(0.1),
+    CrossEntropy(),
+    MeanSquaredError(positions="all"),
+    JensenShannon(beta=0.3),
+    ReverseKL(3.0),
+    DecoupledKD(),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
+@pytest.mark.parametrize(("chunk", "tile"), [(1, 1), (7, 2), (1000, 3), (1000, 100)])
+def test_equals_the_plain_form(objective, chunk, tile, monkeypatch):
+    monkeypatch.setattr("limbeck.objectives.chunked.TILE", 23 * tile)
+    (student, teacher), batch = [model.double() for model in models()], tokens()
     chunked = LargeVocabulary(objective, "head", "head", chunk)
     plain, wanted = gradients(objective, student, teacher, batch)
     found, got = gradients(chunked, student, teacher, batch)
-    assert torch.allclose(found.value, plain.value, rtol=1e-6)
+    assert torch.allclose(found.value, plain.value, rtol=1e-6)  # the weights of positions are float32
     assert found.parts.keys() == plain.parts.keys()
     for name, value in wanted.items():
-        assert torch.allclose(got[name], value, rtol=1e-5, atol=1e-7), name
+        assert torch.allclose(got[name], value, rtol=1e-6, atol=1e-9), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
+def test_float32_is_as_exact_as_the_plain_form(objective):
+    (student, teacher), batch = models(), tokens()
+    exact, gradient = gradients(objective, *(model.double() for model in models()), batch)
+    plain, wanted = gradients(objective, student, teacher, batch)
+    found, got = gradients(LargeVocabulary(objective, "head", "head", 7), student, teacher, batch)
+
+    def error(value, true):
+        return float((value.detach().double() - true.detach()).norm())
+
+    assert error(found.value, exact.value) <= 2 * error(plain.value, exact.value) + 1e-6
+    for name, true in gradient.items():
+        assert error(got[name], true) <= 2 * error(wanted[name], true) + 1e-6 * float(true.norm()) + 1e-7, name
 
 
 def test_bias_of_both_heads_counts():
@@ -63,11 +100,11 @@ def test_bias_of_both_heads_counts():
     plain = (objective.compare(head(h), other(t)) * weights).sum() / weights.sum()
     wanted = torch.autograd.grad(plain, [h, head.weight, head.bias])
     found = chunked_loss(
-        lambda a, b, _: objective.compare(a, b),
+        slopes.by_autograd(lambda a, b, _: objective.compare(a, b)),
         h,
         head.weight,
         head.bias,
-        teacher=(t, other.weight, other.bias),
+        teacher=Projected(t, other.weight, other.bias),
         weights=weights,
         chunk=2,
     )
@@ -83,11 +120,76 @@ def test_gradient_against_finite_differences():
         torch.randn(4, 3, dtype=torch.double, requires_grad=True),
         torch.randn(6, 3, dtype=torch.double, requires_grad=True),
     )
-    teacher = (torch.randn(4, 2, dtype=torch.double), torch.randn(6, 2, dtype=torch.double), None)
+    teacher = Projected(torch.randn(4, 2, dtype=torch.double), torch.randn(6, 2, dtype=torch.double))
     assert torch.autograd.gradcheck(
-        lambda h, w: chunked_loss(lambda a, b, _: SoftTargets(2.0).compare(a, b), h, w, teacher=teacher, chunk=3),
-        (h, w),
+        lambda h, w: chunked_loss(slopes.soft_targets(2.0), h, w, teacher=teacher, chunk=3), (h, w)
     )
+
+
+@pytest.mark.parametrize(
+    ("closed", "compare"),
+    [
+        (slopes.soft_targets(2.5), lambda s, t, y: SoftTargets(2.5).compare(s, t)),
+        (slopes.cross_entropy(), lambda s, t, y: torch.nn.functional.cross_entropy(s.double(), y, reduction="none")),
+        (
+            slopes.cross_entropy(0.2),
+            lambda s, t, y: torch.nn.functional.cross_entropy(s.double(), y, reduction="none", label_smoothing=0.2),
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.double, torch.float, torch.bfloat16])
+def test_closed_forms_against_autograd(closed, compare, dtype):
+    torch.manual_seed(0)
+    student, teacher = (5 * torch.randn(6, 9)).to(dtype), (5 * torch.randn(6, 9)).to(dtype)
+    labels, weights = torch.randint(9, (6,)), torch.rand(6)
+    before = student.clone(), teacher.clone()
+    losses, found = closed(student, teacher, labels, weights)
+    assert torch.equal(student, before[0]) and torch.equal(teacher, before[1])
+    wanted, gradient = slopes.by_autograd(compare)(student.double(), teacher.double(), labels, weights.double())
+    assert torch.allclose(losses.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(found.double(), gradient, rtol=1e-5, atol=1e-6)
+    assert losses.dtype == found.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_closed_forms_at_extremes_and_where_both_rule_a_word_out():
+    student = torch.tensor([[1e4, -1e4, 0.0], [0.0, 1.0, -torch.inf]])
+    teacher = torch.tensor([[-1e4, 1e4, 0.0], [1.0, 0.0, -torch.inf]])
+    losses, slope = slopes.soft_targets(1.0)(student, teacher, None, torch.ones(2))
+    wanted = SoftTargets(1.0).compare(student[1:, :2], teacher[1:, :2])
+    assert losses[0] == 2e4 and torch.allclose(losses[1], wanted[0]) and bool(slope.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("objective", [SoftTargets(2.0), JensenShannon(), DecoupledKD()], ids=lambda o: o.name)
+def test_top_k_of_a_cache_equals_the_cache_read_whole(objective, dtype):
+    (student, teacher), batch = models(), tokens()
+    entries = compact.encode(teacher(batch["input_ids"]), top_k=5, temperature=2.0, dtype=dtype)
+    whole = Signals({"logits": compact.decode(entries, 23)})
+    top = Signals({f"logits:{name}": compact.part(entries, name) for name in ("values", "classes", "rest")})
+    found = []
+    for one, other in ((objective, whole), (LargeVocabulary(objective, "head", None, 7), top)):
+        assert one.reads.teacher == set(other)
+        student.zero_grad()
+        with Tap(student, one.reads.student) as tap:
+            loss = one(tap(batch), other, batch).value
+        loss.backward()
+        found.append((loss, [p.grad.clone() for p in student.parameters()]))
+    (plain, wanted), (value, got) = found
+    assert torch.allclose(value, plain, rtol=1e-5, atol=1e-6)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(got, wanted))
+
+
+def test_backward_twice_and_scaled():
+    (student, teacher), batch = models(), tokens()
+    objective = LargeVocabulary(SoftTargets(2.0), "head", "head", 7)
+    with Tap(student, objective.reads.student) as tap:
+        own = tap(batch)
+    loss = objective(own, FrozenTeacher(teacher).signals(batch, objective.reads.teacher), batch).value
+    weight = student.head.weight
+    (once,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (thrice,) = torch.autograd.grad(3 * loss, weight, retain_graph=True)
+    loss.backward()
+    assert torch.allclose(3 * once, thrice) and torch.equal(weight.grad, once)
 
 
 def test_neither_projection_runs_and_no_whole_logits_exist():
@@ -142,6 +244,15 @@ def test_refusals():
     (student, teacher), batch = models(), tokens()
     with pytest.raises(UsageError, match="position by position"):
         LargeVocabulary(Hint("blocks.0"))
+    for objective in (CorrelationTargets(), MixedTargets()):
+        with pytest.raises(UsageError, match="position by position"):
+            LargeVocabulary(objective)
+    with pytest.raises(UsageError, match="top words"):
+        LargeVocabulary(SoftTargets(classes=(1, 2)), teacher_head=None)
+    cached = LargeVocabulary(SoftTargets(), "head", None)
+    top = {"logits:values": torch.zeros(3, 12, 2), "logits:classes": torch.full((3, 12, 2), 30)}
+    with pytest.raises(UsageError, match="word 30"), Tap(student, cached.reads.student) as tap:
+        cached(tap(batch), Signals(top | {"logits:rest": torch.zeros(3, 12, 1)}), batch)
     with pytest.raises(UsageError, match="chunk=0"):
         LargeVocabulary(SoftTargets(), chunk=0)
     other = gpt(29, 12, depth=1, width=24, heads=2)
@@ -149,7 +260,7 @@ def test_refusals():
         gradients(LargeVocabulary(SoftTargets(), "head", "head"), student, other, batch)
     subset = LargeVocabulary(SoftTargets(classes=tuple(range(3, 26))), "head", "head")
     plain, _ = gradients(SoftTargets(classes=tuple(range(3, 26))), student, other, batch)
-    assert torch.allclose(gradients(subset, student, other, batch)[0].value, plain.value)
+    assert torch.allclose(gradients(subset, student, other, batch)[0].value, plain.value, atol=1e-6)
     batch["labels"][0, 6] = 40
     with pytest.raises(UsageError, match="no word"):
         gradients(LargeVocabulary(CrossEntropy(), "head", "head"), student, teacher, batch)

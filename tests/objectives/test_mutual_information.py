@@ -7,7 +7,7 @@ import torch
 
 from limbeck.errors import UsageError
 from limbeck.objectives import MutualInformation
-from limbeck.objectives.contrastive import interpolated_bound, leave_one_out_log_means, perceptron
+from limbeck.objectives.contrastive.information import interpolated_bound, leave_one_out_log_means, perceptron
 from limbeck.signals import Signals
 
 

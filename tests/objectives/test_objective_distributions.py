@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from limbeck.errors import UsageError
 from limbeck.objectives import (
     AdaptiveKL,
     CorrelationTargets,
+    CrossEntropy,
     JensenShannon,
     ReverseKL,
     SkewKL,
     SoftTargets,
+    Standardized,
     StandardizedTargets,
     SymmetricKL,
     TotalVariation,
@@ -185,6 +188,22 @@ def test_standardized_ignores_size_and_shift():
     )
     flat = torch.zeros(N, C, dtype=torch.double)
     assert math.isfinite(float(value(StandardizedTargets(), flat, t, y)))
+
+
+def test_any_objective_on_standardized_logits():
+    """The rescaled loss of mixup: labels and teacher at temperature 1, on logits divided by their deviation."""
+    s, t, y = logits(8)
+    found = value(Standardized(0.1 * CrossEntropy() + 0.9 * SoftTargets(temperature=1.0)), s, t, y)
+    expected = 0.0
+    for a, b, label in zip(s.tolist(), t.tolist(), y.tolist()):
+        own, other = ([x / statistics.pstdev(z) for x in z] for z in (a, b))
+        expected += (-0.1 * math.log(softmax(own)[label]) + 0.9 * kl(softmax(other), softmax(own))) / N
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+    same = value(Standardized(SoftTargets(temperature=3.0)), s, t, y)
+    assert float(same) == pytest.approx(float(value(StandardizedTargets(3.0), s, t, y)))
+    wrapped = Standardized(CrossEntropy())
+    assert torch.autograd.gradcheck(lambda s: value(wrapped, s, t, y), (s.requires_grad_(),))
+    assert wrapped.name == "Standardized(CrossEntropy)"
 
 
 def test_correlations_within_positions_and_within_classes():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from agreement import agree, draw
 from torch import nn
 
 from limbeck.errors import UsageError
@@ -20,23 +21,6 @@ from limbeck.objectives import (
     divergences,
 )
 from limbeck.signals import Signals
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def agree(objective, student, teacher, batch, reference, name="logits", connectors=None):
-    """The objective in float32 and `reference(student, teacher)` in float64: same value, same gradient."""
-    ours = student.clone().requires_grad_()
-    loss = objective(Signals({name: ours}), Signals({name: teacher}), batch, connectors).value
-    loss.backward()
-    theirs = student.double().requires_grad_()
-    expected = reference(theirs, teacher.double())
-    expected.backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
-    scale = float(theirs.grad.abs().max())
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5 * scale)
 
 
 def softmax(z):
@@ -210,6 +194,16 @@ def test_hint_interpolates_to_the_teachers_size_when_asked():
     agree(objective, s, t, {}, reference, "layer")
 
 
+def test_a_standardized_hint_imitates_the_deviation_from_the_mean_over_the_width():
+    s, t = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+
+    def reference(s, t):
+        scaled = (t - t.mean(-1, keepdim=True)) / (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return (s - scaled).square().mean()
+
+    agree(Hint("layer", standardize=True), s, t, {}, reference, "layer")
+
+
 def test_the_paper_form_of_the_hint_is_half_the_squared_norm():
     s, t = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
     objective = Hint("layer", loss="half_squared_norm")
@@ -220,6 +214,10 @@ def test_the_paper_form_of_the_hint_is_half_the_squared_norm():
     ("loss", "reference"),
     [
         ("l1", lambda s, t: (s - t).abs().sum() / 30),
+        (
+            "smooth_l1",
+            lambda s, t: sum(0.5 * d**2 if abs(d) <= 1 else abs(d) - 0.5 for d in (s - t).flatten()) / 30,
+        ),
         ("cosine", lambda s, t: sum(1 - (a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(s, t)) / 5),
     ],
 )

@@ -38,6 +38,9 @@ def reference(left, right, heads, mask, weight, causal=False, loss="kl"):
                 if loss == "mse":
                     total += weight[b] * sum((s - t) ** 2 for s, t in zip(*rows))
                     count += weight[b] * len(rows[0])
+                elif loss == "maps":
+                    total += weight[b] * sum((s - t) ** 2 for s, t in zip(*map(softmax, rows)))
+                    count += weight[b] * len(rows[0])
                 else:
                     own, target = map(softmax, rows)
                     total += weight[b] * sum(t * math.log(t / s) for s, t in zip(own, target))
@@ -45,7 +48,7 @@ def reference(left, right, heads, mask, weight, causal=False, loss="kl"):
     return total / count
 
 
-@pytest.mark.parametrize("loss", ["kl", "mse"])
+@pytest.mark.parametrize("loss", ["kl", "mse", "maps"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_value_and_gradient_equal_plain_loops(loss, causal):
     query, key = draw(3, 5, 4), draw(3, 5, 4, seed=1)
@@ -117,3 +120,14 @@ def test_refusals():
     for odd in (draw(2, 4, 4), draw(2, 3, 5), draw(2, 4)):
         with pytest.raises(UsageError, match="cut into 2 heads"):
             QK(signals, Signals({"query": odd, "key": odd}), {})
+
+
+def test_a_map_is_the_sequence_of_its_places():
+    own, target = draw(2, 4, 2, 3), draw(2, 6, 2, 3, seed=1)
+    for loss in ("kl", "maps"):
+        objective = TokenRelations("a", "a", heads=2, loss=loss)
+        values = [
+            objective(Signals({"a": change(own)}), Signals({"a": change(target)}), {}).value
+            for change in (lambda x: x, lambda x: x.flatten(2).transpose(1, 2))
+        ]
+        torch.testing.assert_close(*values)

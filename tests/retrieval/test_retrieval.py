@@ -49,10 +49,11 @@ def test_the_rotation_is_orthogonal_and_lowers_the_distortion():
     assert distortion(x @ rotation, books) < 0.97 * plain
 
 
-def test_straight_through_is_the_hard_choice_forward_and_the_soft_one_backward():
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_straight_through_is_the_hard_choice_forward_and_the_soft_one_backward(temperature):
     x, books = torch.randn(5, 4, dtype=torch.float64), torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 4, dtype=torch.float64)
-    found = straight_through(x, books)
+    found = straight_through(x, books, temperature)
     torch.testing.assert_close(found, product.decode(product.encode(x, books.detach()), books.detach()))
     (found * weight).sum().backward()
     # written out: hard choice times the codes' gradient, plus fixed codes times the gradient of the soft choice
@@ -62,7 +63,7 @@ def test_straight_through_is_the_hard_choice_forward_and_the_soft_one_backward()
         for part in range(2):
             piece, w = x[row, 2 * part : 2 * part + 2], weight[row, 2 * part : 2 * part + 2]
             distance = ((other[part] - piece) ** 2).sum(-1)
-            soft = torch.exp(-distance) / torch.exp(-distance).sum()
+            soft = torch.exp(-distance / temperature) / torch.exp(-distance / temperature).sum()
             total = total + w @ other[part][distance.argmin()] + soft @ (other[part].detach() @ w)
     total.backward()
     torch.testing.assert_close(books.grad, other.grad)
@@ -115,6 +116,22 @@ def test_the_losses_are_the_formula():
         torch.testing.assert_close(found.value, listwise - entropy, rtol=1e-4, atol=1e-5)
 
 
+def test_a_temperature_is_the_length_of_the_vectors():
+    documents, scale = correlated(), 3.0
+    small = procedure(documents, temperature=1 / scale**2)
+    long = procedure(documents)
+    with torch.no_grad():
+        for value in (long.index.centroids, long.index.codebooks):
+            value.mul_(scale)
+    long.documents = documents * scale
+    for one, factor in ((small, 1.0), (long, scale)):
+        torch.manual_seed(1)
+        code, by_list = one.losses({"queries": (documents[:3] + 0.1) * factor, "own": torch.arange(3)})
+        (code.value + by_list.value).backward()
+    torch.testing.assert_close(small.index.codebooks.grad, long.index.codebooks.grad * scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small.index.centroids.grad, long.index.centroids.grad * scale, rtol=1e-4, atol=1e-5)
+
+
 def test_both_losses_weigh_the_same_at_the_start():
     documents = correlated()
     one = procedure(documents)
@@ -123,6 +140,11 @@ def test_both_losses_weigh_the_same_at_the_start():
     torch.manual_seed(0)
     code, by_list = one.losses({"queries": documents[:8], "own": torch.arange(8)})
     torch.testing.assert_close(one.list_weight * by_list.value, code.value)
+    one.list_weight = 7.0
+    torch.manual_seed(0)
+    stepped = one.step({"queries": documents[:8], "own": torch.arange(8)}, None)
+    torch.testing.assert_close(stepped["centroids"].value, code.value + 7 * by_list.value)
+    torch.testing.assert_close(stepped["main"].value, code.value)
 
 
 @pytest.mark.parametrize("objective", [SoftTargets(1.0), CrossEntropy()])

@@ -233,3 +233,18 @@ def test_cifar10():
     assert torch.bincount(task._data["validation"][1]).tolist() == [500] * 10
     assert task.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)
     assert task.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=2e-3)
+
+
+def test_classes_taken_as_one():
+    whole, parity = (
+        ImageClassification("digits"),
+        ImageClassification("digits", groups=((0, 2, 4, 6, 8), (1, 3, 5, 7, 9))),
+    )
+    assert parity.classes == ("0 2 4 6 8", "1 3 5 7 9")
+    first, second = (next(task.batches("test", 50)) for task in (whole, parity))
+    assert torch.equal(second["labels"], first["labels"] % 2)
+    assert torch.equal(second["pixel_values"], first["pixel_values"])
+    assert parity.digest() != whole.digest()
+    for wrong in (((0, 1),), ((0, 1), (1, 2, 3, 4, 5, 6, 7, 8, 9)), ((0,), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10))):
+        with pytest.raises(UsageError, match="groups"):
+            ImageClassification("digits", groups=wrong)

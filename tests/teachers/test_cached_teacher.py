@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.errors import ArtifactError, LimbeckError, UsageError
 from limbeck.files import digest
+from limbeck.signals import TOP_K
 from limbeck.teachers import AveragedTeacher, CachedTeacher, FrozenTeacher, build_cache, compact
 from limbeck.teachers.cached import blended
 
@@ -167,6 +168,23 @@ def test_top_k_from_disk_and_its_bytes(tmp_path):
     assert cached.bytes_per_sample == on_disk / 800
     exact = 5 * 2 + 5 * 2 + 4 + 4 + 4  # values, classes, top, rest, index
     assert exact <= cached.bytes_per_sample < exact + 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_top_k_can_be_read_as_it_is_kept(tmp_path, dtype):
+    """An objective that decodes some rows at a time never holds the whole logits."""
+    task, settings = Tokens(), {"batch_size": 2, "progress": False, "dtype": dtype}
+    cached = build_cache(FrozenTeacher(Reader()), task, tmp_path / "c", top_k=5, **settings)
+    for batch in task.batches("train", 2):
+        found = cached.signals(batch, frozenset({"logits", *TOP_K}))
+        values, classes, rest = (found[name] for name in TOP_K)
+        assert values.shape == (*batch["input_ids"].shape, 5) and values.dtype == torch.float32
+        decoded = rest.expand_as(found.logits).clone().scatter_(-1, classes, values)
+        assert torch.equal(decoded, found.logits)
+        assert set(cached.signals(batch, frozenset(TOP_K))) == set(TOP_K)
+    whole = build_cache(FrozenTeacher(Reader()), task, tmp_path / "w", **settings)
+    with pytest.raises(UsageError, match="top_k"):
+        whole.signals(batch, frozenset(TOP_K))
 
 
 def test_sequences_of_several_lengths(tmp_path):

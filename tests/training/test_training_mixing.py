@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from limbeck.errors import UsageError
-from limbeck.training.mixing import cutmix, mix_batch, mixing_weight, mixup, soft_labels
+from limbeck.training import TrainingConfig
+from limbeck.training.mixing import cutmix, mix_batch, mixing_weight, mixup, partial_weights, soft_labels
 
 
 def generator(seed=0):
@@ -52,6 +53,44 @@ def test_mixing_weight_is_beta_distributed():
     draws = torch.tensor([mixing_weight(0.4, generator(seed)) for seed in range(3000)])
     assert draws.mean().item() == pytest.approx(0.5, abs=0.03)
     assert draws.var().item() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)  # of Beta(a, a)
+
+
+def test_partial_mixup_leaves_the_other_examples_alone():
+    weights = torch.cat([partial_weights(1.0, 40, 0.1, generator(seed)) for seed in range(200)])
+    assert all(int((row < 1).sum()) == 4 for row in weights.view(200, 40))
+    drawn = weights[weights < 1]
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert drawn.var().item() == pytest.approx(1 / 12, abs=0.01)  # uniform
+    images, labels = torch.randn(8, 1, 4, 4), torch.arange(8) % 3
+    batch = {"pixel_values": images, "labels": labels}
+    mixed = mix_batch(batch, 3, generator(1), mixup_alpha=1.0, mixup_share=0.25)
+    changed = (mixed["pixel_values"] != images).flatten(1).any(1)
+    assert 1 <= int(changed.sum()) <= 2  # an example may be mixed with itself
+    hard = functional.one_hot(labels, 3).float()
+    assert torch.equal(mixed["labels"][~changed], hard[~changed])
+    assert torch.allclose(mixed["labels"].sum(1), torch.ones(8))
+
+
+def test_mixup_with_a_weight_for_each_example():
+    images, labels, order = torch.randn(3, 1, 2, 2), torch.eye(3), torch.tensor([2, 0, 1])
+    weights = torch.tensor([0.3, 1.0, 0.6])
+    mixed, targets = mixup(images, labels, weights, order)
+    for i, w in enumerate(weights.tolist()):
+        one, label = mixup(images, labels, w, order)
+        torch.testing.assert_close(mixed[i], one[i])
+        torch.testing.assert_close(targets[i], label[i])
+
+
+def test_a_full_share_is_plain_mixup_and_digests_of_old_configs_stay():
+    batch = {"pixel_values": torch.randn(8, 1, 4, 4), "labels": torch.arange(8) % 3}
+    first, second = (mix_batch(batch, 3, generator(2), mixup_alpha=0.7, **more) for more in ({}, {"mixup_share": 1.0}))
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
+    assert "mixup_share" not in TrainingConfig(steps=1, mixup=1.0).identity()
+    partial = TrainingConfig(steps=1, mixup=1.0, mixup_share=0.1)
+    assert TrainingConfig.from_json(partial.to_json()) == partial
+    for wrong in ({"mixup_share": 0.5}, {"mixup": 1.0, "mixup_share": 0.0}, {"mixup": 1.0, "mixup_share": 1.5}):
+        with pytest.raises(UsageError, match="mixup_share"):
+            TrainingConfig(steps=1, **wrong)
 
 
 def test_batch_is_a_function_of_the_generator_and_keeps_the_rest():

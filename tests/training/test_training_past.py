@@ -8,7 +8,7 @@ from torch import nn
 from training_examples import TinyTask
 
 from limbeck.errors import UsageError
-from limbeck.objectives import CrossEntropy, MixedTargets
+from limbeck.objectives import CrossEntropy, MemoryContrast, MixedTargets
 from limbeck.signals import Signals
 from limbeck.teachers import EnsembleTeacher, EpochSnapshot, FrozenTeacher, PastPredictions
 from limbeck.training import Distil, Trainer, TrainingConfig
@@ -125,6 +125,26 @@ def test_a_resumed_run_ends_with_the_same_numbers(make, tmp_path):
     for name, module in whole.kept_modules().items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, resumed.kept_modules()[name].state_dict()[key]), (name, key)
+
+
+def test_a_resumed_run_remembers_the_bank(tmp_path):
+    """The embeddings of a memory bank and the draws from it are those of a run that was never cut off."""
+
+    def run(folder=None, at=-1):
+        objective = CrossEntropy() + MemoryContrast(24, "3", "3", width=4, negatives=7, normalize=True)
+        procedure = Stops(network(), network(1), objective)
+        procedure.at = at
+        Trainer(CONFIG, folder, progress=False).run(procedure, TinyTask())
+        return procedure.kept_modules()
+
+    whole = run()
+    with pytest.raises(Stopped):
+        run(tmp_path, at=5)
+    resumed = run(tmp_path)
+    assert bool((whole["connector.1_bank"].classes >= 0).all())
+    for name, module in whole.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, resumed[name].state_dict()[key]), (name, key)
 
 
 def test_a_member_of_an_ensemble_observes_too():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.objectives import connectors as connect
@@ -16,6 +17,7 @@ from limbeck.signals import LOGITS, Reads, Signals
 DISTANCES = {
     "mse": divergences.mean_squared_error,
     "l1": divergences.mean_absolute_error,
+    "smooth_l1": divergences.smooth_absolute_error,
     "cosine": divergences.cosine_distance,
     "half_squared_norm": divergences.half_squared_norm,
     "norm": divergences.norm,
@@ -50,6 +52,12 @@ class _Projected(Objective):
         weights = positions.weights(
             batch, (own.shape[0], *(own.shape[2:] if own.dim() == 4 else own.shape[1:-1])), labels=False
         )
+        if weights is not None:  # before the projector too: what does not count may be anything
+            own = (
+                positions.blank(own, weights)
+                if own.dim() < 4
+                else positions.blank(own.movedim(1, -1), weights).movedim(-1, 1)
+            )
         if "projector" in connectors:
             own = connect.project(connectors["projector"], own)
         elif self.projector not in ("auto", "none") or connect.width(own) != connect.width(target):
@@ -72,10 +80,12 @@ class Hint(_Projected):
 
     L = mean over positions of distance(r(h_s), h_t),   r: identity, a linear layer or a 1x1 convolution
 
-    student, teacher: module paths; one name serves both. loss: "mse" (mean over the width), "l1", "cosine", or
+    student, teacher: module paths; one name serves both. loss: "mse" (mean over the width), "l1", "smooth_l1", "cosine", or
     "half_squared_norm" (1/2 |.|^2 of an example's whole map or vector, or of a token), or "norm" (|.| of a token, a vector or a
     place of a map). projector: see
-    `limbeck.objectives.connectors.projector`. resizing of maps of two sizes: "pool" or "interpolate".
+    `limbeck.objectives.connectors.projector`. resizing of maps of two sizes: "pool" or "interpolate". standardize: the teacher's
+    feature of each position minus its mean over the width, over its deviation (Wei et al., "Contrastive Learning Rivals Masked Image
+    Modeling in Fine-tuning via Feature Distillation", 2022, section 3).
 
     Shapes: vectors (B, D), sequences (B, L, D) or maps (B, C, H, W), also in pairs of two layouts. A position is an
     example, a token (padding does not count) or a place of a map.
@@ -91,6 +101,7 @@ class Hint(_Projected):
     loss: str = "mse"
     projector: str = "auto"
     resizing: str = "pool"
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         require_signal(self, "student", self.student)
@@ -105,6 +116,8 @@ class Hint(_Projected):
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         own, target, weights = self._pair(student, teacher, batch, connectors)
+        if self.standardize:
+            target = F.layer_norm(positions.precise(target), target.shape[-1:])
         loss = DISTANCES[self.loss](own, target)
         if self.loss == "half_squared_norm" and own.dim() == 4:
             loss = loss.sum(dim=(1, 2)) if weights is None else (loss * (weights != 0)).sum(dim=(1, 2))

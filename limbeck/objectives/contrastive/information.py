@@ -112,10 +112,7 @@ class MutualInformation(Objective):
             raise UsageError(
                 f"{self.name} needs its critic: hand over what objective.connectors(student, teacher) made"
             )
-        weights = positions.weights(batch, own.shape[:1], labels=False)
-        if weights is not None:
-            there = weights != 0
-            own, target, weights = positions.blank(own, weights)[there], target[there], weights[there]
+        own, target, weights = positions.present(batch, own, target)
         if len(own) < self.smallest:
             return positions.precise(own).sum() * 0
         with torch.autocast(own.device.type, enabled=False):
