@@ -33,7 +33,7 @@ from limbeck.objectives import CrossEntropy, DecoupledKD, JensenShannon, LargeVo
 from limbeck.signals import Signals
 
 SHAPES = {"vectors": (128, 1000), "maps": (128, 64, 8, 8), "tokens": (16, 64, 128)}
-REPEATS = 5  # calls per round and objective
+BLOCK = 0.02  # seconds that the calls of one round and objective take together, or one call
 EXAMPLES = 1000  # that a memory of examples holds
 # how those are made that cannot be made without arguments or read something else than logits, and the shape they read
 MADE = {
@@ -157,9 +157,11 @@ def classes(options):
     clock = (
         1 if options.device == "cpu" and torch.get_num_threads() == 1 else 0
     )  # what another process takes is not counted
+    warm = {None: timed(hand, 3), **{name: timed(runs[name][0]) for name in seconds}}
+    times = {name: max(1, min(50, int(BLOCK / max(one[clock], 1e-6)))) for name, one in warm.items()}
     for number in range(options.rounds + 1):
         for name in seconds:
-            base, own = (timed(run, REPEATS) for run in (hand, runs[name][0]))
+            base, own = timed(hand, times[None]), timed(runs[name][0], times[name])
             if number:
                 seconds[name].append((own[clock], own[clock] / base[clock]))
     hand_bytes = peak_tensor_bytes(hand)
@@ -168,11 +170,11 @@ def classes(options):
             found[name] = {"note": note}
             print(f"{name:24} {note}")
             continue
-        times, memory = seconds[name], peak_tensor_bytes(run)
+        rounds, memory = seconds[name], peak_tensor_bytes(run)
         found[name] = {
             "shape": note,
-            "seconds": quartiles([a for a, _ in times]),
-            "ratio": quartiles([b for _, b in times]),
+            "seconds": quartiles([a for a, _ in rounds]),
+            "ratio": quartiles([b for _, b in rounds]),
             "bytes": memory,
             "memory_ratio": memory / hand_bytes,
         }
