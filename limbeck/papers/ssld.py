@@ -16,6 +16,9 @@ Deviations: copies are found by the correlation of pixels, there by SIFT; no sec
 sizes were set before anything was run. The ledger is a second attempt. In the first nothing but a temperature was chosen, and JS at weight 1 had
 not learned to tell digits after 500 steps (0.61 with selected images, 0.73 with the labelled ones; KL 0.92, labels 0.93): where two
 predictions are far apart its gradient is next to none. Now every arm with a teacher chooses a weight too.
+The teacher's choice beats chance by far: of the chosen images 10 % are photographs, at random 56 %, which the student learns from at the
+digits' cost. But the images a teacher of 500 labels is surest of add nothing to these 500 (KL 0.928, labels 0.928), and JS trains
+unevenly in so few steps. The paper's teacher knows far more than the labels, and its training is a thousand times longer.
 """
 
 from __future__ import annotations
