@@ -39,6 +39,7 @@ EXAMPLES = 1000  # that a memory of examples holds
 MADE = {
     "AngleRelations": (lambda o: o(), "vectors"),
     "AtExit": (lambda o: o("layer", SoftTargets()), "maps"),
+    "AtTokens": (lambda o: o(room.Hint("layer"), "kept"), "tokens"),
     "AttentionTransfer": (lambda o: o("layer"), "maps"),
     "ExpertBalance": (lambda o: o("layer"), "tokens"),
     "Hint": (lambda o: o("layer"), "maps"),
@@ -111,6 +112,7 @@ def ready(name, device):
     torch.manual_seed(0)
     draw = {"device": device}
     fixed = {"bn:weight": torch.ones(shape[1], **draw), "bn:bias": torch.zeros(shape[1], **draw)}
+    fixed["kept"] = torch.arange(shape[1], **draw)
 
     def size(signal):
         return SHAPES["vectors"] if signal == "logits" and kind == "maps" else shape
