@@ -13,6 +13,8 @@ Pieces: `SubclassTeacher`, `class_projections`, `class_clusters` of `limbeck.tea
 `OnSignal`, `SoftTargets`, `CrossEntropy` of `limbeck.objectives`.
 Miniature: MNIST digits as even or odd, 500 labelled images for the student, 5000 for the teacher, five subclasses per class. Each arm
 with a teacher chooses among four settings. Deviations: images in place of reviews; no SST-2.
+One run was made for the verdict: both ways to split beat plain distillation and labels; projections are ahead of k-means by 0.2 points,
+less than the seeds differ.
 """
 
 from __future__ import annotations

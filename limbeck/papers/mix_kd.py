@@ -11,6 +11,9 @@ code draws the images that stay unmixed with replacement: named 10 % mixed, it m
 Pieces: `Standardized`, `SoftTargets`, `CrossEntropy` of `limbeck.objectives`; `mixup_share` of `TrainingConfig`.
 Deviations: small residual networks on 500 MNIST images (the teacher has 5000) in place of CIFAR-100 and ImageNet; crops, no flips.
 All arms weigh labels 0.1 and the teacher 0.9; the temperature of every arm with one is chosen from two values.
+One run was made for the verdict. A plain teacher is the better one for plain images, as claimed. Mixed images do not help so small a student
+of digits: with all of them mixed, 300 steps leave some seeds far behind (0.77 on average), with a tenth mixed it is as good as
+without; and logits of one spread, at a temperature of 1, stay 2 to 3 points behind a temperature of 4.
 """
 
 from __future__ import annotations

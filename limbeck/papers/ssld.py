@@ -13,7 +13,9 @@ Pieces: `JensenShannon`, `SoftTargets`, `CrossEntropy` of `limbeck.objectives`; 
 Miniature: 500 labelled MNIST images, which also trained the teacher; a pool of 3000 others and 3000 photographs (CIFAR-10, grey);
 1500 are chosen. Every arm takes 450 steps with labelled or chosen images and 50 on the labelled ones at 1/100 of the rate.
 Deviations: copies are found by the correlation of pixels, there by SIFT; no second teacher, no fine-tuning at another resolution. The
-sizes were set before anything was run.
+sizes were set before anything was run. The ledger is a second attempt. In the first nothing but a temperature was chosen, and JS at weight 1 had
+not learned to tell digits after 500 steps (0.61 with selected images, 0.73 with the labelled ones; KL 0.92, labels 0.93): where two
+predictions are far apart its gradient is next to none. Now every arm with a teacher chooses a weight too.
 """
 
 from __future__ import annotations
@@ -79,13 +81,13 @@ def chosen(run: Run, bed: ImageBed, found: Task, how: str, count: int) -> Tensor
     return run.tensors(key, make)[how]
 
 
-def objective(kind: str, temperature: float) -> Objective:
+def objective(kind: str, temperature: float, weight: float) -> Objective:
     """What an arm minimizes; without labels on all images."""
     if kind == "labels":
         return CrossEntropy()
     if kind == "both":
-        return CrossEntropy() + SoftTargets(temperature=temperature)
-    return (JensenShannon if kind == "js" else SoftTargets)(temperature=1.0, positions="all")
+        return CrossEntropy() + weight * SoftTargets(temperature=temperature)
+    return weight * (JensenShannon if kind == "js" else SoftTargets)(temperature=1.0, positions="all")
 
 
 def distil(
@@ -93,6 +95,7 @@ def distil(
     kind: str = "js",
     extra: str | None = None,
     temperature: float = 1.0,
+    weight: float = 1.0,
     count: int = 150,
     size: int = 3000,
     strangers: str | None = "cifar10",
@@ -101,7 +104,7 @@ def distil(
     bed: ImageBed = BED,
 ) -> dict[str, float]:
     """Train on the labelled images, and on those chosen from the pool where asked; then on the labelled ones alone."""
-    task, made = bed.task(), objective(kind, temperature)
+    task, made = bed.task(), objective(kind, temperature, weight)
     if extra:
         found = pool(bed, size, strangers)
         task = ExtendedTask(task, found, chosen(run, bed, found, extra, count))
@@ -111,19 +114,31 @@ def distil(
     return bed.fit(run, procedure, steps=last, learning_rate=bed.training.learning_rate / 100)
 
 
+WEIGHTS = {"weight": (4.0, 16.0)}  # near agreement JS is a quarter of KL
+
 paper = Paper(
     id=202,
     title="Beyond Self-Supervision: A Simple Yet Effective Network Distillation Alternative to Improve Backbones",
     claim="Distillation without labels, on unlabelled images that the teacher chose too, beats training with labels, with labels and a "
     "teacher, on the labelled images alone, and on images chosen at random.",
     composition="Distil(student, teacher, JensenShannon(positions='all')) on ExtendedTask(labelled, pool, highest_per_class(scores, n))",
-    method=Arm(distil, {"extra": "selected"}, about="JS, labelled and selected images"),
-    baseline=Arm(distil, {"kind": "both"}, tune={"temperature": (1.0, 4.0)}, about="labels and KL, labelled images"),
-    control=Arm(distil, {"extra": "random"}, about="JS, labelled and random images"),
+    method=Arm(distil, {"extra": "selected"}, tune=WEIGHTS, about="JS, labelled and selected images"),
+    baseline=Arm(
+        distil,
+        {"kind": "both"},
+        tune={"temperature": (1.0, 4.0), "weight": (1.0, 3.0)},
+        about="labels and KL, labelled images",
+    ),
+    control=Arm(distil, {"extra": "random"}, tune=WEIGHTS, about="JS, labelled and random images"),
     others={
         "labels": Arm(distil, {"kind": "labels"}, about="labels alone"),
-        "labelled": Arm(distil, about="JS, labelled images"),
-        "kl": Arm(distil, {"kind": "kl", "extra": "selected"}, about="KL, labelled and selected images"),
+        "labelled": Arm(distil, tune=WEIGHTS, about="JS, labelled images"),
+        "kl": Arm(
+            distil,
+            {"kind": "kl", "extra": "selected"},
+            tune={"weight": (1.0, 4.0)},
+            about="KL, labelled and selected images",
+        ),
     },
     comparisons=(
         Comparison(text="selected images without labels against labels and KL"),

@@ -9,6 +9,7 @@ from limbeck.beds.images import CIFAR10, CIFAR10_FEW, DIGITS, MNIST, MNIST_FEW, 
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.objectives import CrossEntropy, SoftTargets
+from limbeck.papers import dho, lelp, ssld
 
 BEDS = {
     "mnist tail": MNIST_TAIL,
@@ -18,6 +19,9 @@ BEDS = {
     "mnist few": MNIST_FEW,
     "cifar10": CIFAR10,
     "cifar10 few": CIFAR10_FEW,
+    "mnist parity": lelp.BED,
+    "mnist, 500 for teacher and student": ssld.BED,
+    "mnist, 100 labels": dho.BED,
 }
 TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=1))
 
