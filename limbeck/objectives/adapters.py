@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.errors import UsageError
 from limbeck.objectives import positions
@@ -28,7 +28,7 @@ def require_logits_objective(owner: Objective, objective: Objective) -> None:
 
 
 class Adapter(Objective):
-    """What they share: the field `objective`, which reads logits alone, of signals that a subclass renames or shifts."""
+    """What they share: the field `objective`, which reads logits alone and has no connectors."""
 
     def __post_init__(self) -> None:
         require_logits_objective(self, self.objective)
@@ -41,15 +41,9 @@ class Adapter(Objective):
     def reads(self) -> Reads:
         return self.objective.reads
 
-    def mapped(self, student: Signals, teacher: Signals) -> tuple[Signals, Signals]:
-        """What the inner objective sees of both sides."""
-        return student, teacher
-
-    def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        return self.objective.connectors(*self.mapped(student, teacher))
-
-    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        return self.objective(*self.mapped(student, teacher), batch, connectors).value
+    def inner(self, student: Tensor, teacher: Signals, batch: Batch) -> Tensor:
+        """The inner objective's value on these logits."""
+        return self.objective(Signals({LOGITS: student}), teacher, batch).value
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,9 @@ class OnSignal(Adapter):
         teacher = frozenset({self.teacher}) if self.objective.reads.teacher else frozenset()
         return Reads(frozenset({self.student}), teacher)
 
-    def mapped(self, student: Signals, teacher: Signals) -> tuple[Signals, Signals]:
-        known = {LOGITS: teacher[self.teacher]} if self.objective.reads.teacher else {}
-        return Signals({LOGITS: student[self.student]}), Signals(known)
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        known = Signals({LOGITS: teacher[self.teacher]} if self.objective.reads.teacher else {})
+        return self.inner(student[self.student], known, batch)
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,9 @@ class PriorAdjusted(Adapter):
         if isinstance(self.strength, bool) or not math.isfinite(self.strength):
             raise UsageError(f"PriorAdjusted: strength={self.strength!r} must be a finite number")
 
-    def mapped(self, student: Signals, teacher: Signals) -> tuple[Signals, Signals]:
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         known = {name: self._shifted(teacher[name]) for name in self.objective.reads.teacher}
-        return Signals({LOGITS: self._shifted(student.logits)}), Signals(known)
+        return self.inner(self._shifted(student.logits), Signals(known), batch)
 
     def _shifted(self, logits: Tensor) -> Tensor:
         if logits.shape[-1] != len(self.counts):
@@ -158,7 +152,7 @@ class WhereCorrect(Adapter):
             raise UsageError("WhereCorrect: labels that are probabilities name no true class")
         right = judged.argmax(-1) == labels
         kept = torch.where(right, batch["labels"], torch.full_like(batch["labels"], positions.IGNORED))
-        return super().compute(student, teacher, {**batch, "labels": kept}, connectors)
+        return self.inner(student.logits, teacher, {**batch, "labels": kept})
 
 
 @dataclass(frozen=True)

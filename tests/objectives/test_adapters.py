@@ -149,18 +149,3 @@ def test_the_discriminator_learns_to_tell_and_the_student_not_to_be_told(adversa
 def test_the_discriminators_widths_follow_the_classes():
     made = Discriminator().connectors(*[Signals({"logits": torch.zeros(2, 1000)})] * 2)["discriminator"]
     assert [layer.out_features for layer in made if hasattr(layer, "out_features")] == [125, 15, 1]
-
-
-def test_adapters_hand_connectors_on():
-    student, teacher, labels = (x.detach().float() if x.is_floating_point() else x for x in example())
-    objective = OnSignal("head", PriorAdjusted(Discriminator(hidden=(3, 3)), COUNTS))
-    signals = Signals({"head": student}), Signals({"logits": teacher})
-    made = objective.connectors(*signals)
-    assert set(made) == {"discriminator"}
-    shift = torch.tensor(COUNTS).float().log()
-    expected = loss_of(Discriminator(hidden=(3, 3)), student + shift, teacher + shift, labels, made)
-    torch.testing.assert_close(objective(*signals, {"labels": labels}, made).value, expected)
-
-
-def loss_of(objective, student, teacher, labels, made):
-    return objective(Signals({"logits": student}), Signals({"logits": teacher}), {"labels": labels}, made).value
