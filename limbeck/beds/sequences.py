@@ -200,5 +200,7 @@ class SequenceBed(Bed):
 
 
 CONTINUATION = SequenceBed(expected=(2.0, 2.6))
-SPANS = SequenceBed("spans", source=104, target=24)
-LANGUAGE = SequenceBed("languages", source=64, target=1, batch_size=32, learning_rate=1e-3, embeddings=0.125)
+SPANS = SequenceBed("spans", source=104, target=24, expected=(1.7, 2.8))
+LANGUAGE = SequenceBed(
+    "languages", source=64, target=1, batch_size=32, learning_rate=1e-3, embeddings=0.125, expected=(0.3, 1.2)
+)
