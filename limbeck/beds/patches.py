@@ -147,5 +147,6 @@ class PatchBed(Bed):
         return self.tuned(run, self.new_student(run)) | {"teacher_accuracy": found}
 
 
-PATCHES = PatchBed(name="mnist 12x12 in 16 patches, 500 labels")
-NEGATIVES = PatchBed(name="mnist 12x12 negatives in 16 patches, 500 labels", negatives=True)
+REACHES = {"accuracy": (0.18, 0.5), "teacher_accuracy": (0.62, 0.85)}  # untaught students; set on the validation split
+PATCHES = PatchBed(expects=REACHES, name="mnist 12x12 in 16 patches, 500 labels")
+NEGATIVES = PatchBed(expects=REACHES, name="mnist 12x12 negatives in 16 patches, 500 labels", negatives=True)
