@@ -33,12 +33,13 @@ from limbeck.objectives import CrossEntropy, DecoupledKD, JensenShannon, LargeVo
 from limbeck.signals import Signals
 
 SHAPES = {"vectors": (128, 1000), "maps": (128, 64, 8, 8), "tokens": (16, 64, 128)}
-REPEATS = 5  # calls per round and objective
+BLOCK = 0.02  # seconds that the calls of one round and objective take together, or one call
 EXAMPLES = 1000  # that a memory of examples holds
 # how those are made that cannot be made without arguments or read something else than logits, and the shape they read
 MADE = {
     "AngleRelations": (lambda o: o(), "vectors"),
     "AtExit": (lambda o: o("layer", SoftTargets()), "maps"),
+    "AtTokens": (lambda o: o(room.Hint("layer"), "kept"), "tokens"),
     "AttentionTransfer": (lambda o: o("layer"), "maps"),
     "ExpertBalance": (lambda o: o("layer"), "tokens"),
     "Hint": (lambda o: o("layer"), "maps"),
@@ -111,6 +112,7 @@ def ready(name, device):
     torch.manual_seed(0)
     draw = {"device": device}
     fixed = {"bn:weight": torch.ones(shape[1], **draw), "bn:bias": torch.zeros(shape[1], **draw)}
+    fixed["kept"] = torch.arange(shape[1], **draw)
 
     def size(signal):
         return SHAPES["vectors"] if signal == "logits" and kind == "maps" else shape
@@ -155,9 +157,11 @@ def classes(options):
     clock = (
         1 if options.device == "cpu" and torch.get_num_threads() == 1 else 0
     )  # what another process takes is not counted
+    warm = {None: timed(hand, 3), **{name: timed(runs[name][0]) for name in seconds}}
+    times = {name: max(1, min(50, int(BLOCK / max(one[clock], 1e-6)))) for name, one in warm.items()}
     for number in range(options.rounds + 1):
         for name in seconds:
-            base, own = (timed(run, REPEATS) for run in (hand, runs[name][0]))
+            base, own = timed(hand, times[None]), timed(runs[name][0], times[name])
             if number:
                 seconds[name].append((own[clock], own[clock] / base[clock]))
     hand_bytes = peak_tensor_bytes(hand)
@@ -166,11 +170,11 @@ def classes(options):
             found[name] = {"note": note}
             print(f"{name:24} {note}")
             continue
-        times, memory = seconds[name], peak_tensor_bytes(run)
+        rounds, memory = seconds[name], peak_tensor_bytes(run)
         found[name] = {
             "shape": note,
-            "seconds": quartiles([a for a, _ in times]),
-            "ratio": quartiles([b for _, b in times]),
+            "seconds": quartiles([a for a, _ in rounds]),
+            "ratio": quartiles([b for _, b in rounds]),
             "bytes": memory,
             "memory_ratio": memory / hand_bytes,
         }

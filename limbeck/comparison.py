@@ -125,9 +125,9 @@ class _Comparison:
         """The scales of every objective's terms and the costs of its steps, at the first seed."""
         job = self._job(self.recipe.seed)
         run = Run(dataclasses.replace(job, steps=self.before), self.out, self.progress)
-        stages = run.stages()
-        teachers = stages[: len(job.teachers)]
-        keys = [stage.key for stage in stages]
+        before = run.stages()[-len(self.before) :] if self.before else run.stages()[:0]
+        teachers = run.teachers
+        keys = [stage.key for stage in (*teachers, *before)]
         described = {
             name: [vocabulary.describe(o), vocabulary.describe(self._step(name))] for name, o in self.objectives.items()
         }
@@ -147,7 +147,7 @@ class _Comparison:
             step = self._step(name)
             if teacher is None or step.cache is not None:
                 teacher = run.signals(step, teachers, seed, work / digest(described[name])[:12])
-            student = stages[-1].load(self.trust) if self.before else run.student(teachers)
+            student = before[-1].load(self.trust) if before else run.student(teachers)
             procedures[name] = Distil(student, teacher, step.objective, step.balance)
         scales = {}
         for name, one in procedures.items():

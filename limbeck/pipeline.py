@@ -34,13 +34,14 @@ from limbeck.exports import files_of
 from limbeck.files import digest, locked, write_text
 from limbeck.folders import store_folder
 from limbeck.jobs import Job, Source, from_python, from_recipe
+from limbeck.objectives.base import terms_of
 from limbeck.plan import apply
 from limbeck.pruning import MaskKeeper
 from limbeck.recipe import Recipe
 from limbeck.signals import LOGITS, call, first_tensor
 from limbeck.stages import Stage, assemble_report, measure_stages
 from limbeck.steps import Change, Distill, QuantizationAware, Step, Train, describe_step
-from limbeck.teachers import AveragedTeacher, EnsembleTeacher, FrozenTeacher, build_cache
+from limbeck.teachers import AveragedTeacher, EnsembleTeacher, FrozenTeacher, RetokenizedTeacher, build_cache
 from limbeck.training import Distil, Supervised, Trainer
 from limbeck.training.randomness import derived_seed
 
@@ -147,10 +148,11 @@ class Run:
 
     def stages(self) -> list[Stage]:
         job = self.job
-        self._check_classes()
-        made: list[Stage] = []
-        teachers = [self._teacher(source, number) for number, source in enumerate(job.teachers)]
-        made.extend(teachers)
+        fits = self._task_fits_teacher()
+        self.teachers = teachers = [self._teacher(source, number) for number, source in enumerate(job.teachers)]
+        made = (
+            list(teachers) if fits else []
+        )  # of a teacher with other classes or tokens the task's metrics say nothing
         student_key = (
             digest({**self.data, "student": job.student.spec, "seed": job.seed}) if job.student else teachers[0].key
         )
@@ -274,6 +276,9 @@ class Run:
             raise UsageError(f"step {step.name!r} distils, and the recipe has no teacher")
         members = [FrozenTeacher(stage.load(self.job.trust), precision=step.train.precision) for stage in teachers]
         frozen = members[0] if len(members) == 1 else EnsembleTeacher(members)
+        tokenizers = getattr(step, "tokenizers", None)
+        if tokenizers is not None:
+            frozen = RetokenizedTeacher(frozen, tokenizers["student"], tokenizers["teacher"])
         cache = getattr(step, "cache", None)
         if cache is None:
             return frozen
@@ -292,14 +297,15 @@ class Run:
             **{"names": sorted(step.objective.reads.teacher - {LOGITS}), **cache},
         )
 
-    def _check_classes(self) -> None:
-        """Refuse a teacher and a student whose outputs differ before anything is trained."""
+    def _task_fits_teacher(self) -> bool:
+        """Whether the teacher answers in the task's classes and tokens; refuses, before anything is trained, outputs that differ unmapped."""
         job = self.job
-        compares = any(
-            isinstance(s, Distill) and s.teacher is None and LOGITS in s.objective.reads.teacher for s in job.steps
-        )
-        if not job.teachers or job.student is None or not compares:
-            return
+        steps = [step for step in job.steps if isinstance(step, Distill) and step.teacher is None]
+        if any(step.tokenizers for step in steps):
+            return False
+        terms = [term for step in steps for term, _ in terms_of(step.objective) if LOGITS in term.reads.teacher]
+        if not job.teachers or job.student is None or not terms:
+            return True
         width = {}
         for role, source in (("teacher", job.teachers[0]), ("student", job.student)):
             model = source.build(job.trust, role)
@@ -307,11 +313,14 @@ class Run:
             with torch.no_grad():
                 width[role] = first_tensor(call(model.eval(), job.task.example(2))).shape[-1]
             model.train(mode)
-        named = job.task.classes
-        if named is not None and any(w != len(named) for w in width.values()):
+        mapped = all(getattr(t, "maps_classes", False) or getattr(t, "classes", None) is not None for t in terms)
+        classes = len(job.task.classes) if job.task.classes is not None else width["student"]
+        if width["student"] != classes or (job.task.classes is not None and width["teacher"] != classes and not mapped):
             raise UsageError(
-                f"the task has {len(named)} classes; the teacher puts out {width['teacher']} and the student {width['student']}"
+                f"the task has {classes} classes; the teacher puts out {width['teacher']} and the student {width['student']}. Where the "
+                "teacher's are others on purpose, say which correspond: MappedClasses"
             )
+        return width["teacher"] == classes
 
 
 def _as_yaml(spec: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from limbeck.errors import UsageError, did_you_mean
 
 LOGITS = "logits"
 TOP_K = ("logits:values", "logits:classes", "logits:rest")  # logits as a cache of the top k keeps them
+ALIGNED = "aligned"  # (B, L): where a teacher of another tokenizer has read the same text as the student
 PARAMETERS = ("weight", "bias")  # of a module, as signals
 TARGETS = ("labels", "index", "sample_weight", "epoch")  # batch keys that describe the examples; never model inputs
 

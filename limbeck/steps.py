@@ -34,7 +34,8 @@ class Distill:
     objective: what is minimized. train: the schedule. teacher: None for the recipe's frozen teacher, or "average" for an
     exponential moving average of the student itself. cache: fields of `build_cache` (top_k, ...) to run the teacher once and
     read its signals from disk; None runs it along. balance: how the terms of the objective weigh against each other: None or
-    "fixed" (as given), "gradient_norm", "uncertainty", or one of `limbeck.training` with settings.
+    "fixed" (as given), "gradient_norm", "uncertainty", or one of `limbeck.training` with settings. tokenizers: {student: ..., teacher:
+    ...}, folders or hub names, for a language model that teaches one with another tokenizer; see `RetokenizedTeacher`.
     """
 
     objective: Any
@@ -43,10 +44,15 @@ class Distill:
     cache: Mapping[str, Any] | None = None
     name: str = "distill"
     balance: Any = None
+    tokenizers: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "balance", as_balance(self.balance))
         require_terms(self.objective, self.balance)
+        if self.tokenizers is not None and set(self.tokenizers) != {"student", "teacher"}:
+            raise UsageError(
+                f"tokenizers={self.tokenizers!r}: name both, {{student: a folder, teacher: a folder}}; see RetokenizedTeacher"
+            )
 
 
 @dataclass(frozen=True)

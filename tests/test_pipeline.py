@@ -164,6 +164,44 @@ def test_teacher_and_student_with_different_classes(store, tmp_path):
         run_recipe(Recipe.parse(recipe), tmp_path / "run", progress=False)
 
 
+def test_a_teacher_of_other_classes_through_a_mapping(store, tmp_path):
+    """It teaches the classes that correspond, and is not measured on a task that is not its own."""
+    artifact.save(lb.models.resnet(8, channels=1, classes=12, width=4), tmp_path / "teacher")
+    recipe = copy.deepcopy(RECIPE) | {"teacher": {"model": {"path": str(tmp_path / "teacher")}}}
+
+    def run(objective, folder, **step):
+        recipe["steps"] = [{"distill": {"objective": objective, "train": {**TRAIN, "steps": 2}, **step}}]
+        return stages_of(from_recipe(Recipe.parse(recipe)), tmp_path / folder)
+
+    with pytest.raises(UsageError, match=r"teacher puts out 12 .*MappedClasses"):
+        run("SoftTargets", "refused")
+    mapped = {"class": "MappedClasses", "objective": {"class": "SoftTargets"}, "classes": [*range(9), [9, 11]]}
+    assert [stage.name for stage in run(mapped, "mapped")] == ["distill"]
+    assert [stage.name for stage in run("SortedTargets", "sorted")] == ["distill"]
+    with pytest.raises(UsageError, match="tokenizers"):
+        run(mapped, "tokens", tokenizers={"student": "here"})
+
+
+def test_a_teacher_with_another_tokenizer(store, tmp_path):
+    from limbeck.datasets.tokenize import save_tokenizer, train_tokenizer
+    from limbeck.jobs import from_python
+    from limbeck.pipeline import Run
+    from limbeck.teachers import RetokenizedTeacher
+
+    for kind in ("characters", "bpe"):
+        save_tokenizer(train_tokenizer(["some text to learn from"], kind, 300), tmp_path / kind)
+    names = {"student": str(tmp_path / "characters"), "teacher": str(tmp_path / "bpe")}
+    objective = lb.objectives.SortedTargets(aligned="aligned")
+    step = lb.Distill(objective, lb.TrainingConfig(steps=1), tokenizers=names)
+    teacher = lb.models.gpt(300, 8, depth=1, width=8, heads=2)
+    student = lb.models.gpt(20, 8, depth=1, width=8, heads=2)
+    task = lb.tasks.ImageClassification("digits")  # whatever it is: a teacher of other tokens is not run on it
+    run = Run(from_python(teacher, task, [step], student=student), tmp_path / "run", False)
+    assert not run._task_fits_teacher()
+    made = run.signals(step, [run._teacher(run.job.teachers[0], 0)], 0, tmp_path / "work")
+    assert isinstance(made, RetokenizedTeacher)
+
+
 def stages_of(job, folder):
     from limbeck.pipeline import Run
 

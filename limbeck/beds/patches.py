@@ -6,6 +6,7 @@ negatives (what infrared is to a photograph: the same shapes, other brightness).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.beds.base import Bed
-from limbeck.beds.images import _task
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.measure.latency import evaluating
@@ -21,6 +21,12 @@ from limbeck.models.vit import ViT, vit
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.tasks import ImageClassification
 from limbeck.training import Distil, MaskedImages, TrainingConfig
+
+
+@functools.lru_cache(maxsize=4)
+def _task(dataset: str, size: int, crop: int, counts: tuple[tuple[str, int], ...]) -> ImageClassification:
+    settings = {"size": size, "channels": 1, "mean": (0.5,), "std": (0.25,), "crop": crop}
+    return ImageClassification(dataset, examples=dict(counts), **settings)
 
 
 class Negative(nn.Module):
@@ -38,7 +44,7 @@ class Negative(nn.Module):
 class PatchBed(Bed):
     """Images in patches, teachers and a student.
 
-    dataset, size: see `ImageClassification`. patch: side of a patch. train: images without labels, labelled: those of them whose
+    dataset, size, crop: see `ImageClassification`. patch: side of a patch. train: images without labels, labelled: those of them whose
     labels fine-tuning has. teacher, student: (depth, width); heads: of both. Steps: masked and supervised of the teachers, distilling
     and tuning of a student. negatives: whether fine-tuning and measuring are on negatives.
 
@@ -49,29 +55,30 @@ class PatchBed(Bed):
     """
 
     name: str
-    dataset: str = "cifar10"
-    size: int = 20
-    patch: int = 4
-    train: int = 20000
-    labelled: int = 1000
+    dataset: str = "mnist"
+    size: int = 12
+    patch: int = 3
+    crop: int = 1
+    train: int = 5000
+    labelled: int = 500
     validation: int = 2000
     test: int = 5000
-    teacher: tuple[int, int] = (6, 64)
+    teacher: tuple[int, int] = (6, 48)
     student: tuple[int, int] = (3, 32)
     heads: int = 4
     masked_steps: int = 1500
     supervised_steps: int = 1200
-    distilling_steps: int = 200
-    tuning_steps: int = 200
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    distilling_steps: int = 300
+    tuning_steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 3e-3
     negatives: bool = False
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self) -> ImageClassification:
         """The images, loaded once per process."""
         counts = (("train", self.train), ("validation", self.validation), ("test", self.test))
-        return _task(self.dataset, self.size, 1, (0.5,), (0.25,), 2, counts, 1.0)
+        return _task(self.dataset, self.size, self.crop, counts)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self._settings()})
@@ -140,5 +147,5 @@ class PatchBed(Bed):
         return self.tuned(run, self.new_student(run)) | {"teacher_accuracy": found}
 
 
-PATCHES = PatchBed(name="cifar10 20x20 grey, 1000 labels")
-NEGATIVES = PatchBed(name="cifar10 20x20 negatives, 1000 labels", negatives=True)
+PATCHES = PatchBed(name="mnist 12x12 in 16 patches, 500 labels")
+NEGATIVES = PatchBed(name="mnist 12x12 negatives in 16 patches, 500 labels", negatives=True)

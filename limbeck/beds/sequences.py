@@ -100,7 +100,8 @@ class SequenceBed(Bed):
     the share named right).
 
     Tokens are those of `limbeck.beds.language`'s characters, then the marks; of languages, bytes, the start, and the languages. How much
-    of the loss depends on the source at all differs widely, see `without_source`. The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
+    of the loss depends on the source at all differs widely, see `without_source`. embeddings: draw first weights by
+    `limbeck.models.initialize.unit_variance`, embeddings with this deviation; None leaves those of the model. The reference is an encoder-decoder. Everything trains with AdamW, a tenth of warmup, cosine to 0, gradients clipped to 1.
     """
 
     kind: str = "continuation"
@@ -141,7 +142,8 @@ class SequenceBed(Bed):
         return ("udhr" if self.kind == "languages" else "tinyshakespeare",)
 
     def digest(self) -> str:
-        return digest({"bed": "sequences", "data": self.task.digest()})
+        first = {"embeddings": self.embeddings} if self.embeddings else {}
+        return digest({"bed": "sequences", "data": self.task.digest(), **first})
 
     def training(self, steps: int, learning_rate: float | None = None, **settings: Any) -> TrainingConfig:
         usual = {"batch_size": self.batch_size, "warmup": 0.1, "gradient_clipping": 1.0}
@@ -183,13 +185,14 @@ class SequenceBed(Bed):
         return self.task.evaluate(lambda batch: call(model, batch), run.split, batch_size=64, limit=limit)
 
     def without_source(self, run: Run, model: nn.Module, limit: int | None = None) -> float:
-        """The loss when every target comes with the source of another example: near the usual one, the source is hardly needed."""
+        """The loss when every target comes with the source of another example, one from far away in the split: near the usual loss, the
+        source is hardly needed."""
         model.eval()
 
         def forward(batch: Mapping[str, Tensor]) -> Tensor:
-            return call(model, {**batch, "input_ids": batch["input_ids"].roll(1, 0)})
+            return call(model, {**batch, "input_ids": batch["input_ids"].roll(len(batch["input_ids"]) // 2, 0)})
 
-        return self.task.evaluate(forward, run.split, batch_size=64, limit=limit)["loss"]
+        return self.task.evaluate(forward, run.split, batch_size=1024, limit=limit)["loss"]
 
     def reference(self, run: Run) -> dict[str, float]:
         model = self.student(run, encoder_depth=3, decoder_depth=1, width=64, heads=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,21 @@ class Translated:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         moved = torch.roll(pixels(batch, "Translated"), (self.down, self.right), (2, 3))
         return {**batch, "pixel_values": moved}
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Every image turned by `degrees` about its centre (bilinear; what lies outside is the value of the nearest pixel)."""
+
+    degrees: float
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        images = pixels(batch, "Turned")
+        angle = math.radians(self.degrees)
+        turn = images.new_tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+        grid = torch.nn.functional.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        turned = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return {**batch, "pixel_values": turned}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     CKA(X, Y) = |X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F),   X (n, D) and Y (n, E): centred features of the same n examples
 
 It is 1 for features that differ by a rotation and a scale, and small for unrelated ones once n is several times the width.
-Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 4 with linear kernels.
+Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3, with linear kernels.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from limbeck.objectives.information import ConditionalInformation
 from limbeck.objectives.interpolation import InterpolatedTargets
 from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
+from limbeck.objectives.mapping import MappedClasses, MappedTokens, SortedTargets
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.pairs import PairedContrast
 from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
@@ -90,6 +91,8 @@ __all__ = [
     "LargeVocabulary",
     "LayeredSelfDistillation",
     "Loss",
+    "MappedClasses",
+    "MappedTokens",
     "MarginHint",
     "MatrixOrientation",
     "MeanSquaredError",
@@ -114,6 +117,7 @@ __all__ = [
     "SinkhornTargets",
     "SkewKL",
     "SoftTargets",
+    "SortedTargets",
     "Standardized",
     "StandardizedTargets",
     "Sum",

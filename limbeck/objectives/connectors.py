@@ -53,7 +53,7 @@ class AttentionFusion(nn.Module):
 
     `forward(x, y, size)`: x (B, channels, H, W), y (B, width, h, w) or None where `fuses` is False, size: of the teacher's map;
     returns out (B, outputs, *size) and F (B, width, *size), which the next shallower layer takes as y.
-    Source: Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3.3 (attention based fusion); the authors' code agrees.
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3 (attention based fusion); the authors' code agrees.
     """
 
     def __init__(self, channels: int, width: int, outputs: int, fuses: bool = True):

@@ -113,7 +113,7 @@ class TeacherTargets(Objective):
             return (
                 f"{self.name}: the student has {own.shape[-1]} classes and the teacher {target.shape[-1]}. Give both the "
                 "same classes, or name the teacher's class for each of the student's: classes=(...), or the student's for each "
-                "of the teacher's: student_classes=(...)"
+                "of the teacher's: student_classes=(...); MappedClasses maps label sets, MappedTokens and SortedTargets vocabularies"
             )
         return (
             f"{self.name}: the student's output has the shape {tuple(own.shape)} and the teacher's "

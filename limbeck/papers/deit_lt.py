@@ -9,11 +9,15 @@ becomes the expert for them while the class token stays the expert for frequent 
 Source: Rangwani et al., "DeiT-LT: Distillation Strikes Back for Vision Transformer Training on Long-Tailed Datasets", CVPR 2024; the
 authors' code was read. Weights w are those of the effective number of examples and act in the last twelfth of the epochs.
 Pieces: `vit(distilled=True)` of `limbeck.models`, `HardTargets`, `OnSignal`, `Scheduled`, `PriorAdjusted` of `limbeck.objectives`,
-`class_balanced_weights` of `limbeck.datasets.imbalance`, mixup of the Trainer.
+`class_balanced_weights` of `limbeck.datasets.imbalance`, `SharpnessAware` of `limbeck.training`, mixup of the Trainer.
 Deviations: MNIST of 14x14 with class sizes from 441 to 9; a residual network trained with adjusted logits stands for the teacher
-trained with PaCo or LDAM and SAM; mixing stays on in the last epochs; the baseline's teacher is trained on plain labels.
+trained with PaCo or LDAM, with SAM in the arm `flat`, which a second run added; mixing stays on in the last epochs; the baseline's
+teacher is trained on plain labels.
 Settings by hand on the validation split with seed 1000, the same for all arms: patches of 2 and strong mixing (mixup 0.8, cutmix 1)
 left the transformer at 0.2 to 0.5; four patches and mixup 0.2 were taken. Both heads' accuracies by frequency are in the ledger.
+What came out: the rare classes gain as claimed, and the token is their expert (0.32 to 0.49 where the class token has 0.11 to 0.29,
+with the frequent classes the other way round), but over all classes five seeds do not settle it; a transformer without a teacher
+whose own logits are adjusted is far better than all.
 """
 
 from __future__ import annotations
@@ -56,12 +60,13 @@ def objective(counts: tuple[int, ...], change: float | None) -> Objective:
 
 
 def distilled(
-    run: Run, balanced: bool = True, reweighted: bool = True, epochs: float | None = None, bed=BED, **changes
+    run: Run, balanced: bool = True, reweighted: bool = True, radius: float = 0.0, epochs=None, bed=BED, **changes
 ):
-    """A transformer with a distillation token. balanced: the teacher was trained with adjusted logits; reweighted: see `objective`."""
+    """A transformer with a distillation token. balanced: the teacher was trained with adjusted logits; reweighted: see
+    `objective`; radius: of the teacher's sharpness-aware minimization, 0: none."""
     counts, epochs = bed.task().class_counts(), epochs or SCHEDULE["epochs"]
     labels = PriorAdjusted(CrossEntropy(), counts) if balanced else None
-    teacher = bed.trained_teacher(run, objective=labels)
+    teacher = bed.trained_teacher(run, objective=labels, radius=radius)
     student = transformer(run, bed, True)
     change = int(epochs * 11 / 12) if reweighted else None
     bed.fit(run, Distil(student, teacher, objective(counts, change)), **(SCHEDULE | {"epochs": epochs} | changes))
@@ -91,6 +96,7 @@ paper = Paper(
     others={
         "reweighted": Arm(distilled, {"balanced": False}, about="plain teacher, re-weighted late"),
         "balanced": Arm(distilled, {"reweighted": False}, about="balanced teacher, no weights"),
+        "flat": Arm(distilled, {"radius": 0.05}, about="balanced and flat teacher, re-weighted late"),
         "adjusted": Arm(labels, {"adjusted": True}, about="no teacher, logits adjusted"),
     },
     comparisons=(
@@ -99,9 +105,10 @@ paper = Paper(
         Comparison("rare_accuracy", text="the rarest third, against DeiT"),
         Comparison(against="balanced", decisive=False, text="what the weights add"),
         Comparison(against="reweighted", decisive=False, text="what the balanced teacher adds"),
+        Comparison(method="flat", against="method", decisive=False, text="what a flat teacher adds"),
         Comparison(against="adjusted", decisive=False, text="against adjusted logits without a teacher"),
     ),
     miniature=Miniature(beds=(BED,), seeds=5),
     metric="accuracy",
-    left_out="CIFAR-LT, ImageNet-LT, iNaturalist; sharpness-aware teachers; the ranks of the tokens' features; RandAugment.",
+    left_out="CIFAR-LT, ImageNet-LT, iNaturalist; the ranks of the tokens' features; RandAugment.",
 )

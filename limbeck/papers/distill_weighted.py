@@ -12,7 +12,9 @@ Pieces: `task_similarity`, `source_weights`, `EnsembleTeacher` of `limbeck.teach
 `limbeck.objectives`.
 Deviations: four small residual nets (digits 0-4 upright, inverted, upside down; objects in grey) and a narrow one for the digits 5-9 with ten
 labels each and 2000 unlabelled images. The baseline is transfer: the student trained on the nearest source's task first, then
-on the labels.
+on the labels. l is 0.2, the better of two on the validation split. A first run was thrown away: its arms with
+sources were held at a learning rate of 0.05 while transfer and labels chose theirs (0.1); weights by similarity beat the nearest source, equal
+weights and labels there, and lost to transfer by 2.5 points. Now every arm chooses.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def objective(shares: tuple[float, ...], label_share: float) -> Objective:
     return total
 
 
-def distilled(run: Run, kind: str = "weighted", label_share: float = 0.5, bed=BED, **changes) -> dict[str, float]:
+def distilled(run: Run, kind: str = "weighted", label_share: float = 0.2, bed=BED, **changes) -> dict[str, float]:
     """Learn from the sources, weighted in one of four ways."""
     scores = similarities(run, bed)
     run.note("similarity " + ", ".join(f"{name} {score:.3f}" for name, score in zip(SOURCES, scores)))
@@ -72,7 +74,7 @@ def labels(run: Run, learning_rate: float = 0.05, bed=BED, **changes) -> dict[st
     return bed.fit(run, procedure, **({"learning_rate": learning_rate} | changes))
 
 
-SHARES, RATES = {"label_share": (0.2, 0.5)}, {"learning_rate": (0.02, 0.1)}
+RATES = {"learning_rate": (0.1, 0.2)}
 paper = Paper(
     id=208,
     title="Distilling from Similar Tasks for Transfer Learning on a Budget",
@@ -80,13 +82,13 @@ paper = Paper(
     "scratch.",
     composition='Distil(student, EnsembleTeacher(sources), l * CrossEntropy() + (1 - l) * sum of w_s * AtExit("pool", SoftTargets(1), '
     'teacher="s.logits")), w = source_weights(task_similarity(...))',
-    method=Arm(distilled, tune=SHARES, about="all sources, weighted by similarity"),
+    method=Arm(distilled, tune=RATES, about="all sources, weighted by similarity"),
     baseline=Arm(transferred, tune=RATES, about="transfer from the nearest source"),
     control=Arm(labels, tune=RATES, about="labels alone"),
     others={
-        "nearest": Arm(distilled, {"kind": "nearest"}, SHARES, about="the nearest source alone"),
-        "uniform": Arm(distilled, {"kind": "uniform"}, SHARES, about="all sources alike"),
-        "farthest": Arm(distilled, {"kind": "farthest"}, SHARES, about="the farthest source alone"),
+        "nearest": Arm(distilled, {"kind": "nearest"}, RATES, about="the nearest source alone"),
+        "uniform": Arm(distilled, {"kind": "uniform"}, RATES, about="all sources alike"),
+        "farthest": Arm(distilled, {"kind": "farthest"}, RATES, about="the farthest source alone"),
     },
     comparisons=(
         Comparison(text="weighted sources against transfer"),

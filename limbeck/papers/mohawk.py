@@ -114,7 +114,7 @@ paper = Paper(
     others={
         "two_three": Arm(both, {"stages": {"hidden": 0.4, "logits": 0.6}}, about="stages 2 and 3"),
         "hybrid": Arm(
-            staged, {"stages": ALL, "keep": ("blocks.1.attention",)}, about="three stages, one attention layer kept"
+            both, {"stages": ALL, "keep": ("blocks.1.attention",)}, about="three stages, one attention layer kept"
         ),
     },
     metric="perplexity",

@@ -12,7 +12,8 @@ appear", 2024; the authors' repository fuses ready distilled transformers and ru
 Pieces: `vit(distilled=True)` of `limbeck.models`, `HardTargets`, `OnSignal`, `SoftTargets` of `limbeck.objectives`, `Translated` and
 `PermutedPatches` of `limbeck.datasets.augment`.
 Deviations: only the part on distillation is checked, on 500 MNIST images of 14x14 in four patches; the plain transformer has no second
-token. One learning rate for all arms, that of the long-tailed transformer (DeiT-LT).
+token. One learning rate for all arms, that of the long-tailed transformer (DeiT-LT). One run was made: at four patches and 500 images the token helps no more than labels, and
+the disturbances tell the arms apart no better.
 """
 
 from __future__ import annotations

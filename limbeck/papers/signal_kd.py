@@ -9,7 +9,9 @@ Source: "ClST: A Convolutional Transformer Framework for Automatic Modulation Re
 abstract could be read and no code is public; whether its loss has more than soft targets stays open.
 Pieces: `SoftTargets` of `limbeck.objectives`; `signal_cnn`, `signal_transformer` of `limbeck.models`; `limbeck.datasets.radio`.
 Deviations: six synthetic modulations at 0 to 18 dB in place of recorded data; the teacher lacks ClST's attention over channels and its convolved
-queries. Both sides run with all labelled signals and with a tenth of them, in as many steps.
+queries. Both sides run with all labelled signals and with a tenth of them, in as many steps. A first run was thrown away: only the
+baseline had chosen its learning rate (1e-2), the method was held at 3e-3 and lost by three points. Now all choose it: with all signals the
+student needs no teacher, with a tenth of them it gains a point, and neither difference is settled by five seeds.
 """
 
 from __future__ import annotations
@@ -34,19 +36,18 @@ def _limit(bed, few: bool) -> dict[str, int]:
     return {"limit": bed.task().size("train") // 10} if few else {}
 
 
-SOFT = {"temperature": (2.0, 4.0)}
-HARD = {"learning_rate": (3e-3, 1e-2)}
+RATES = {"learning_rate": (3e-3, 1e-2)}
 paper = Paper(
     id=204,
     title="ClST: A Convolutional Transformer Framework for Automatic Modulation Recognition by Knowledge Distillation",
     claim="A small convolutional net recognizes modulations better when a convolutional transformer teaches it, with many labels and with few.",
     composition="Distil(signal_cnn(), signal_transformer(), a * SoftTargets(T) + (1 - a) * CrossEntropy())",
-    method=Arm(distilled, tune=SOFT, about="soft targets and labels"),
-    baseline=Arm(labels, tune=HARD, about="labels alone"),
-    control=Arm(labels, {"smoothing": 0.1}, about="labels smoothed by 0.1"),
+    method=Arm(distilled, tune=RATES, about="soft targets and labels"),
+    baseline=Arm(labels, tune=RATES, about="labels alone"),
+    control=Arm(labels, {"smoothing": 0.1}, RATES, about="labels smoothed by 0.1"),
     others={
-        "few": Arm(distilled, {"few": True}, SOFT, about="soft targets and labels, a tenth of the signals"),
-        "few_labels": Arm(labels, {"few": True}, HARD, about="labels alone, a tenth of the signals"),
+        "few": Arm(distilled, {"few": True}, RATES, about="soft targets and labels, a tenth of the signals"),
+        "few_labels": Arm(labels, {"few": True}, RATES, about="labels alone, a tenth of the signals"),
     },
     comparisons=(
         Comparison(text="against labels, all signals"),

@@ -8,10 +8,14 @@ another kind, such as infrared, where texture misleads; the last layer of a teac
 Source: Zhang et al., "UNIP: Rethinking Pre-trained Attention Patterns for Infrared Semantic Segmentation", ICLR 2025; the authors'
 public pre-training code was read: the same divergence, class token included, student heads as many as the teacher's.
 Pieces: `attention_patterns` of `limbeck.measure`, `nearest_layer` and `TokenRelations` of `limbeck.objectives`, `MaskedImages`.
-Deviations: grey CIFAR-10 of 20x20 in 25 patches; the teacher is a masked autoencoder of 6 layers on 20000 images; a student of 3 layers and
-half the width; fine-tuning is classification of negatives with 1000 labels in place of segmentation of infrared images. The
-information is measured on 1000 training images. Nothing is tuned: the only steps and rates that were tried are the bed's.
+Deviations: MNIST of 12x12 in 16 patches; the teacher is a masked autoencoder of 6 layers on 5000 images; a student of 3 layers and
+two thirds of the width; fine-tuning is classification of negatives with 500 labels in place of segmentation of infrared images. The
+information is measured on 1000 training images. Nothing is tuned: steps and rates are the bed's.
+Second attempt: on the first bed (grey CIFAR-10 of 20x20, 1000 labels, 200 steps of fine-tuning) no arm learnt more than 0.22 of ten
+classes, so it could tell nothing; bed and steps were then set by the accuracy of an untaught student alone (0.36, seed 1000).
 Baseline: the attention of the teacher's last layer. Control: the student is a masked autoencoder itself, for as many steps.
+What came out: attention of any layer is 9 to 14 points above features and above masked images on average, seeds differ by as much,
+and the rule chooses the first layer, which is no better than the others. In this small teacher information does not order the layers.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from limbeck.teachers.class_means import ClassMeans, class_means
 from limbeck.teachers.ensemble import EnsembleTeacher
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.teachers.past import EpochSnapshot, PastPredictions
+from limbeck.teachers.retokenized import RetokenizedTeacher
 from limbeck.teachers.selection import source_weights, task_similarity
 from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
@@ -18,6 +19,7 @@ __all__ = [
     "EpochSnapshot",
     "FrozenTeacher",
     "PastPredictions",
+    "RetokenizedTeacher",
     "SubclassTeacher",
     "Teacher",
     "build_cache",

@@ -55,3 +55,25 @@ class Unchanging:
 
     def after_step(self, student: nn.Module, step: int) -> None:
         pass
+
+
+class Around:
+    """A teacher made of another one, `self.teacher`: everything but its answers and its digest is the other's."""
+
+    teacher: Teacher
+
+    @property
+    def changes(self) -> bool:
+        return self.teacher.changes
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.teacher.modules()
+
+    def to(self, device: Any) -> None:
+        self.teacher.to(device)
+
+    def start(self, student: nn.Module) -> None:
+        self.teacher.start(student)
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        self.teacher.after_step(student, step)

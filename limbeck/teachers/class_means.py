@@ -14,7 +14,7 @@ from limbeck.files import digest
 from limbeck.objectives import connectors as connect
 from limbeck.objectives.features.directions import CLASS_MEAN
 from limbeck.objectives.positions import precise
-from limbeck.signals import Signals, capture
+from limbeck.signals import Signals, capture, to_device
 from limbeck.teachers.base import Teacher
 
 
@@ -89,8 +89,10 @@ def class_means(model: nn.Module, task: Any, signal: str, split: str = "train", 
     if not task.classes:
         raise UsageError(f"class_means: the task {task.name} has no classes")
     model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     total, count = None, torch.zeros(len(task.classes), dtype=torch.float64)
     for batch in task.batches(split, batch_size):
+        batch = to_device(batch, device)
         feature = precise(connect.pool(capture(model, batch, {signal})[signal], batch)).double()
         labels = batch["labels"]
         total = feature.new_zeros(len(count), feature.shape[1]) if total is None else total

@@ -18,7 +18,7 @@ from limbeck.objectives import connectors as connect
 from limbeck.objectives.divergences import log_probabilities
 from limbeck.objectives.positions import precise
 from limbeck.signals import LOGITS, Signals, capture
-from limbeck.teachers.base import Teacher
+from limbeck.teachers.base import Around, Teacher
 from limbeck.teachers.frozen import model_digest
 
 SUBCLASSES = "subclasses"
@@ -110,7 +110,7 @@ def by_class(features: Tensor, labels: Tensor, subclasses: int) -> list[Tensor]:
     return parts
 
 
-class SubclassTeacher:
+class SubclassTeacher(Around):
     """A teacher whose answers also have "subclasses": its logits over classes x subclasses (B, C * S), class after class.
 
     log p(c, s) = log softmax(z)_c + log softmax_s(score_c / temperature)
@@ -129,10 +129,6 @@ class SubclassTeacher:
         self.teacher, self.signal, self.temperature = teacher, signal, temperature
         self.splitter = splitter.eval().requires_grad_(False)
 
-    @property
-    def changes(self) -> bool:
-        return self.teacher.changes
-
     @torch.no_grad()
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
         rest = frozenset(names) - {SUBCLASSES}
@@ -149,18 +145,9 @@ class SubclassTeacher:
         split = (classes.unsqueeze(-1) + log_probabilities(scores, self.temperature)).flatten(1)
         return Signals({name: known[name] for name in rest} | {SUBCLASSES: split})
 
-    def modules(self) -> dict[str, nn.Module]:
-        return self.teacher.modules()
-
     def to(self, device: Any) -> None:
-        self.teacher.to(device)
+        super().to(device)
         self.splitter.to(device)
-
-    def start(self, student: nn.Module) -> None:
-        self.teacher.start(student)
-
-    def after_step(self, student: nn.Module, step: int) -> None:
-        self.teacher.after_step(student, step)
 
     def digest(self) -> str:
         own = {"signal": self.signal, "splitter": model_digest(self.splitter), "temperature": self.temperature}

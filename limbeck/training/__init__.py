@@ -6,12 +6,15 @@ from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
 from limbeck.training.masked_images import MaskedImages
+from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
+from limbeck.training.sharpness import SharpnessAware
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
 
 __all__ = [
+    "Aggregator",
     "Communication",
     "Constrained",
     "Distil",
@@ -19,9 +22,11 @@ __all__ = [
     "History",
     "Losses",
     "MaskedImages",
+    "MetaDistil",
     "OnViews",
     "Online",
     "Procedure",
+    "SharpnessAware",
     "State",
     "Supervised",
     "TaskLoss",

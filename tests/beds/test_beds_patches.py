@@ -11,7 +11,7 @@ from limbeck.experiments.store import Store
 from limbeck.objectives import Hint
 
 TINY = replace(
-    NEGATIVES, name="tiny", dataset="digits", size=8, train=300, labelled=100, validation=50, test=50,
+    NEGATIVES, name="tiny", dataset="digits", size=8, patch=4, train=300, labelled=100, validation=50, test=50,
     teacher=(2, 16), student=(1, 8), masked_steps=2, supervised_steps=2, distilling_steps=2, tuning_steps=2,
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from limbeck.datasets.augment import PermutedPatches, Rotations, StrongView, Translated
+from limbeck.datasets.augment import PermutedPatches, Rotations, StrongView, Translated, Turned
 from limbeck.errors import UsageError
 
 IMAGES = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -76,3 +76,11 @@ def test_permuted_patches_are_the_same_patches_elsewhere():
     for patch in (3, 4):
         with pytest.raises(UsageError, match="several"):
             PermutedPatches(patch)(BATCH)
+
+
+def test_a_turn_of_a_right_angle_is_a_rotation_and_of_nothing_the_image():
+    torch.testing.assert_close(Turned(0.0)(BATCH)["pixel_values"], IMAGES)
+    turned = Turned(90.0)(BATCH)["pixel_values"]
+    torch.testing.assert_close(turned, torch.rot90(IMAGES, 1, (2, 3)), atol=1e-5, rtol=1e-4)
+    middle = Turned(45.0)({"pixel_values": torch.ones(1, 1, 6, 6)})["pixel_values"]
+    torch.testing.assert_close(middle, torch.ones(1, 1, 6, 6))

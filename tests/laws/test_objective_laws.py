@@ -37,6 +37,8 @@ from limbeck.objectives import (
     KernelAlignment,
     LargeVocabulary,
     LayeredSelfDistillation,
+    MappedClasses,
+    MappedTokens,
     MarginHint,
     MatrixOrientation,
     MeanSquaredError,
@@ -61,6 +63,7 @@ from limbeck.objectives import (
     SinkhornTargets,
     SkewKL,
     SoftTargets,
+    SortedTargets,
     Standardized,
     StandardizedTargets,
     Sum,
@@ -75,6 +78,7 @@ from limbeck.objectives import (
     WeightedSoftTargets,
     WhereCorrect,
 )
+from limbeck.objectives.targets import TeacherTargets
 from limbeck.signals import Signals
 
 B, L, D = 6, 5, 4
@@ -151,6 +155,10 @@ CASES = {
     "large_vocabulary-labels": Case(
         LargeVocabulary(CrossEntropy(), "head", "head", 2), TOKENS, reads_teacher=False, constants=IDENTITY
     ),
+    "mapped": Case(MappedClasses(SoftTargets(2.0), classes=(0, 1, 2, 3))),
+    "mapped-labelled": Case(MappedClasses(DecoupledKD(), (0, 1, 2, 3)), TOKENS),
+    "sorted": Case(SortedTargets()),
+    "sorted-tokens": Case(SortedTargets(2.0), TOKENS),
     "mean_squared_error": Case(MeanSquaredError()),
     "mean_squared_error-tokens": Case(MeanSquaredError(), TOKENS),
     "balanced": Case(BalancedDivergence()),
@@ -327,7 +335,8 @@ def public_objectives():
 
 
 def test_every_public_objective_has_a_case():
-    assert public_objectives() == {type(case.objective) for case in CASES.values()}
+    known = {type(case.objective) for case in CASES.values()} | {MappedTokens}  # which is MappedClasses of two folders
+    assert public_objectives() == known
 
 
 @every
@@ -493,6 +502,17 @@ def test_it_reads_what_it_says(case):
         case.objective(Signals({case.signal: student}), empty, batch)
 
 
+UNMAPPED = {type(case.objective): case for case in CASES.values() if isinstance(case.objective, TeacherTargets)}
+
+
+@pytest.mark.parametrize("case", UNMAPPED.values(), ids=[made.__name__ for made in UNMAPPED])
+def test_a_teacher_of_other_classes_is_refused_without_a_mapping(case):
+    student, teacher, batch = example(case)
+    wider = torch.cat([teacher, teacher[..., :1]], dim=-1)
+    with pytest.raises(UsageError, match="student has 4 classes and the teacher 5"):
+        value(case, student, wider, batch)
+
+
 NONSENSE = [
     (lambda: SoftTargets(temperature=0), "temperature"),
     (lambda: SoftTargets(temperature=-1.0), "temperature"),
@@ -540,6 +560,22 @@ NONSENSE = [
     (lambda: InterpolatedTargets(progress="loss"), "progress"),
     (lambda: Standardized(Hint("layer")), "logits alone"),
     (lambda: Standardized("soft"), "logits alone"),
+    (lambda: MappedClasses(SoftTargets()), "how the classes correspond"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, None)), "1 shared class"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, 2, 1)), "named twice"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, (2, 3), (0, 3))), "class 3 is named twice"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, -1)), "class numbers"),
+    (lambda: MappedClasses(SoftTargets(), classes=(1, ())), "class numbers"),
+    (lambda: MappedClasses(SoftTargets(), student_names=("a", "b")), "how the classes correspond"),
+    (
+        lambda: MappedClasses(SoftTargets(), student_names=("a", "a"), teacher_names=("a", "b")),
+        "two classes called 'a'",
+    ),
+    (lambda: MappedClasses(SoftTargets(classes=(0, 1)), classes=(0, 1)), "leave it out"),
+    (lambda: MappedClasses(CrossEntropy(), classes=(0, 1)), "nothing to map"),
+    (lambda: MappedClasses(Hint("layer"), classes=(0, 1)), "logits alone"),
+    (lambda: SortedTargets(temperature=0.0), "temperature"),
+    (lambda: SortedTargets(positions="some"), "positions"),
     (lambda: ConditionalInformation(decay=1.5), "decay"),
     (lambda: ConditionalInformation(decay=1.0), "give centroids"),
     (lambda: ConditionalInformation(centroids=((0.5, 0.4), (0.5, 0.5))), "sum to 1"),

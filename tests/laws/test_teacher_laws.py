@@ -108,7 +108,10 @@ def hooks(teacher) -> int:
 
 
 def test_every_public_teacher_has_an_entry():
-    public = {getattr(room, name) for name in room.__all__} - {room.Teacher}
+    public = {getattr(room, name) for name in room.__all__} - {
+        room.Teacher,
+        room.RetokenizedTeacher,
+    }  # reads text alone
     assert {t for t in public if inspect.isclass(t)} == {entry[0] for entry in TEACHERS.values()}
 
 

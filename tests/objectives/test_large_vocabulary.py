@@ -21,7 +21,7 @@ from limbeck.objectives import (
     SoftTargets,
     slopes,
 )
-from limbeck.objectives.large_vocabulary import Projected, chunked_loss
+from limbeck.objectives.chunked import Projected, chunked_loss
 from limbeck.signals import Signals, Tap, capture
 from limbeck.teachers import FrozenTeacher, compact
 from limbeck.training import Distil
@@ -65,7 +65,7 @@ OBJECTIVES = [
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
 @pytest.mark.parametrize(("chunk", "tile"), [(1, 1), (7, 2), (1000, 3), (1000, 100)])
 def test_equals_the_plain_form(objective, chunk, tile, monkeypatch):
-    monkeypatch.setattr("limbeck.objectives.large_vocabulary.TILE", 23 * tile)
+    monkeypatch.setattr("limbeck.objectives.chunked.TILE", 23 * tile)
     (student, teacher), batch = [model.double() for model in models()], tokens()
     chunked = LargeVocabulary(objective, "head", "head", chunk)
     plain, wanted = gradients(objective, student, teacher, batch)

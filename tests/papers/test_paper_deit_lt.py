@@ -26,6 +26,7 @@ def test_both_heads_are_measured_and_the_teachers_differ(results):
     assert {"class_rare_accuracy", "token_frequent_accuracy"} <= results["method"][0].keys()
     used = {name: [entry["digest"] for entry in run.store.used] for name, (_, run) in results.items()}
     assert used["control"] == used["adjusted"] == []
+    assert used["flat"] not in (used["method"], used["baseline"])
     assert used["method"] == used["balanced"] != used["baseline"] == used["reweighted"]
 
 

@@ -20,7 +20,7 @@ def test_the_arms_run_at_one_budget(tmp_path):
     for arm in mohawk.paper.arms.values():
         run = Run(0, "validation", store)
         sizes = {"depth": 2, "width": 8, "heads": 2}
-        found = mohawk.both(run, **arm.settings, steps=25, recall_steps=25, text=TINY, recall=RECALL, sizes=sizes)
+        found = arm.run(run, **arm.settings, steps=25, recall_steps=25, text=TINY, recall=RECALL, sizes=sizes)
         assert set(found) >= {"perplexity", "recall"}
         assert all(math.isfinite(value) for value in found.values())
         spent.add((run.costs["steps"], run.costs["samples"]))

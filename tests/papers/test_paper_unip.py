@@ -12,7 +12,7 @@ from limbeck.experiments.store import Store
 from limbeck.papers.unip import attention, hybrid_layer, paper
 
 TINY = replace(
-    NEGATIVES, name="tiny", dataset="digits", size=8, train=300, labelled=100, validation=50, test=50,
+    NEGATIVES, name="tiny", dataset="digits", size=8, patch=4, train=300, labelled=100, validation=50, test=50,
     teacher=(3, 16), student=(1, 8), masked_steps=2,
 )  # fmt: skip
 

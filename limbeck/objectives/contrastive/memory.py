@@ -43,7 +43,7 @@ class MemoryContrast(Objective):
     position in the train split, and for "classes" `labels` (B,). Examples of weight 0 are neither learnt nor remembered.
     Raises UsageError for an index that the bank does not have, and for training in several processes, each of which would
     remember only its own part.
-    Source: Tian et al., "Contrastive Representation Distillation", 2020, eq. 10, 18-19 and section 3.2 (weight 0.8). The authors'
+    Source: Tian et al., "Contrastive Representation Distillation", 2020, eq. 18-19 (weight 0.8). The authors'
     code has normalize=True and leaves out the own class; it draws the others for every row by itself, with repetitions.
     """
 

@@ -113,7 +113,7 @@ class NeuronSelectivity(_Patterns):
 
     degree 2 without offset is the paper's polynomial kernel; degree 1 its linear one, which compares mean patterns only.
     Layers, sizes and padding: as `AttentionTransfer`. A channel without activity has the zero pattern.
-    Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, eq. 5-7 (weight lambda / 2,
+    Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, section 4 (weight lambda / 2,
     lambda 50). Public code agrees. The paper's Gaussian kernel is not here.
     """
 

@@ -31,7 +31,7 @@ class MarginHint(_Projected):
     norm: path of the teacher's batch normalization; None: `teacher` itself is one (in residual networks with
     pre-activation the first of the next block). Examples of weight 0 do not enter r's statistics either.
     Raises UsageError for other layouts, and for statistics that do not fit.
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", 2019, eq. 2-5. The paper sums over an example's map (weight
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", 2019, section 3. The paper sums over an example's map (weight
     1e-3, halved with every layer before the last); the mean here. The authors' code agrees.
     """
 

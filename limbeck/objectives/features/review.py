@@ -30,7 +30,7 @@ class ReviewHints(Objective):
     student, teacher: layers from the input on; None: the same names. width: None: the deepest layer's of the student, at most
     512. Shapes: maps (B, C, H, W), or vectors (B, D) as maps of one place (the pooled features as the last layer, as in the
     paper); sizes and widths may differ. Examples of weight 0 are gone before batch normalization.
-    Source: Chen et al., "Distilling Knowledge via Knowledge Review", 2021, eq. 5-6 and section 3.3 (weights 0.6 to 8 beside labels,
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3 (weights 0.6 to 8 beside labels,
     growing over 20 epochs). The authors' code agrees.
     """
 

@@ -31,7 +31,7 @@ class SingularHints(Objective):
     vectors sum to a positive number, the student's follow them.
     Shapes: maps (B, C, H, W) or sequences (B, L, D) with as many channels on both sides; places may differ. Padding does not count.
     The gradient through the vectors leaves out pairs of equal singular values, where it does not exist.
-    Source: Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", 2018, eq. 3-8 (k = 1, width 8).
+    Source: Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", 2018, section 3 (k = 1, width 8).
     The authors' code turns the teacher's signs to the student's, sums over the batch and multiplies by sqrt(k); otherwise it agrees. Another public
     version views (B, C, H, W) as (B, C H, W) and decomposes along the image's width.
     """

@@ -27,7 +27,7 @@ class VariationalHint(_Projected):
     m: three 1x1 convolutions (linear layers for vectors and sequences) of the teacher's width with ReLU between; m and a are
     connectors, trained with the student. The loss may be negative. variance: what v_c starts as.
     Shapes: vectors (B, D), sequences (B, L, D) or maps (B, C, H, W), also in pairs of two layouts; padding does not count.
-    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019, eq. 5-6 without the constant. The
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019, section 2, without the constant. The
     paper sums over an example's entries; the mean here, as in public code, which agrees up to biases that it leaves out.
     """
 

@@ -27,7 +27,7 @@ class KernelAlignment(ExampleObjective):
     Shapes: embeddings of any widths; maps and sequences are averaged over their positions. Example weights enter the means
     and the sums. Needs 3 examples: a first batch of fewer is refused, a later one contributes 0. Features that are the
     same for all examples give CKA 0. For measuring whole data sets see `limbeck.measure.layer_similarities`.
-    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, eq. 4 (linear kernel).
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, section 3 (linear kernel).
     """
 
     student: str = LOGITS
@@ -98,7 +98,7 @@ class FeatureCorrelation(_Projected):
     batch of fewer is refused, a later one contributes 0. A feature that is the same for all examples has c_i = 0. The sum is held
     at 1e-12 from below, so a perfect student has the loss -39.9 and no gradient. projector: "linear" as in the paper; see
     `limbeck.objectives.connectors.projector`.
-    Source: Miles et al., "Information Theoretic Representation Distillation", 2021, eq. 7 (alpha 1.01, weight 2). The authors' code
+    Source: Miles et al., "Information Theoretic Representation Distillation", 2021, section 3 (alpha 1.01, weight 2). The authors' code
     divides by the unbiased deviation and by B, so a perfect match gives c_i = (B - 1) / B there; 1 here, as in the formula.
     """
 
@@ -131,7 +131,7 @@ class GramInformation(_Projected):
     Shapes: embeddings (B, D_s), (B, D_t); maps and sequences are averaged over their positions. Example weights scale rows
     and columns of G by their roots. Needs 2 examples: a first batch of fewer is refused, a later one contributes 0.
     projector: "auto", one where the widths differ; see `limbeck.objectives.connectors.projector`.
-    Source: Miles et al., "Information Theoretic Representation Distillation", 2021, eq. 8-9 (weight 1). The authors' code has
+    Source: Miles et al., "Information Theoretic Representation Distillation", 2021, section 3 (weight 1). The authors' code has
     logarithm=False.
     """
 

@@ -38,7 +38,7 @@ class DistanceRelations(_Geometry):
 
     Shapes: embeddings (B, D_s) and (B, D_t) of any widths; maps and sequences are averaged over their positions. Needs 3
     examples: a first batch of fewer is refused, a later one contributes 0. Weights of pairs are products of those of examples.
-    Source: Park et al., "Relational Knowledge Distillation", 2019, eq. 4-7; weight 1 in metric learning, 25 beside labels. The
+    Source: Park et al., "Relational Knowledge Distillation", 2019, section 3.2.1; weight 1 in metric learning, 25 beside labels. The
     paper sums over pairs of distinct examples; the mean here. The authors' code averages over all B^2 pairs, the zero
     diagonal included: its value is (B - 1) / B of this.
     """
@@ -57,7 +57,7 @@ class AngleRelations(_Geometry):
 
     Where two of the three are the same point the cosine is 0. huber, shapes, sizes and weights: as `DistanceRelations`.
     It holds (B, B, D) differences and (B, B, B) cosines.
-    Source: Park et al., "Relational Knowledge Distillation", 2019, eq. 8-10; weight 2 in metric learning, 50 beside labels. The
+    Source: Park et al., "Relational Knowledge Distillation", 2019, section 3.2.2; weight 2 in metric learning, 50 beside labels. The
     paper sums over triplets of distinct examples; the mean here. The authors' code averages over all B^3 triplets, the
     degenerate ones included: its value is (B - 1)(B - 2) / B^2 of this.
     """

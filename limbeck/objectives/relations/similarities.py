@@ -34,7 +34,7 @@ class SimilarityDistillation(ExampleObjective):
     Source: "kl" follows Fang et al., "SEED", 2021, eq. 4-6, with the batch itself in place of a queue. "gram": Tung and Mori,
     "Similarity-Preserving Knowledge Distillation", 2019, eq. 2-4; public code agrees. "mse": the same idea on cosines, without
     the diagonal. "kernel": Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018,
-    eq. 3-5 and 8, cosine kernel; the sum over i is a mean here. The authors' code also counts j = i and averages over all
+    section 3, cosine kernel; the sum over i is a mean here. The authors' code also counts j = i and averages over all
     pairs, so its value is smaller by about the batch size. No factor T^2.
     """
 
