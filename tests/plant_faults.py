@@ -1095,8 +1095,15 @@ FAULTS = [
     (
         "state space: decay includes the first token",
         "models/state_space.py",
-        ".tril(-1)",
-        ".tril(0)",
+        "(total[..., :, None] - total[..., None, :])",
+        "(total[..., :, None] - total[..., None, :] + log_decay[..., None, :])",
+        "tests/models/test_models_state_space.py",
+    ),
+    (
+        "state space: retention of the root",
+        "models/state_space.py",
+        "math.expm1(-math.log(retention))",
+        "math.expm1(-math.log(retention) / 2)",
         "tests/models/test_models_state_space.py",
     ),
     (
@@ -1161,6 +1168,20 @@ FAULTS = [
         "error = self.target - rate",
         "error = rate - self.target",
         "tests/training/test_training_rates.py",
+    ),
+    (
+        "rate controller: never below zero",
+        "training/rates.py",
+        "clamp_min(self.least)",
+        "clamp_min(0)",
+        "tests/training/test_training_rates.py",
+    ),
+    (
+        "unit variance: inputs not counted",
+        "models/initialize.py",
+        "std=module.in_features**-0.5",
+        "std=0.02",
+        "tests/models/test_models_initialize.py",
     ),
     (
         "diffusion: velocity's sign",

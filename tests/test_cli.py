@@ -56,6 +56,8 @@ def test_schema_and_version_are_json(limbeck):
     [
         (["compress", "none.yaml", "--out", "x"], 2, "none.yaml"),
         (["compress"], 2, "recipe"),
+        (["compare", "none.yaml", "--objectives", "recipe,CrossEntropy", "--out", "x"], 2, "none.yaml"),
+        (["compare", "none.yaml", "--out", "x"], 2, "objectives"),
         (["compres"], 2, "compress"),
         (["measure", "nowhere"], 4, "nowhere"),
         (["report", "nowhere"], 4, "nowhere"),

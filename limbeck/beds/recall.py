@@ -51,7 +51,8 @@ class Recall(Bed):
     of the same shape and schedule whose mixers keep a state of `state` numbers per channel in place of attention: too small for all pairs.
     Data are drawn anew for no seed: train, validation and test are fixed. Everything trains with AdamW, a tenth of warmup, cosine to 0 and
     gradients clipped to norm 1, from `unit_variance`: with the deviation 0.02 that `gpt` begins with, a model this narrow
-    has not found the match between keys after 2500 steps; from there it has after 300.
+    has not found the match between keys after 1250 steps; from there it has after 300. On validation the GPT reaches 0.997 after 400
+    steps and `state_accuracy` is 0.206 after all.
 
     Source of the task: Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models", 2023, section 3.
     Deviation: the questions follow each other directly, in any order, without filler tokens between them.
@@ -71,7 +72,7 @@ class Recall(Bed):
     learning_rate: float = 3e-3
 
     name = "recall"
-    expects: ClassVar[dict[str, tuple[float, float]]] = {"accuracy": (0.9, 1.0), "state_accuracy": (0.1, 0.7)}
+    expects: ClassVar[dict[str, tuple[float, float]]] = {"accuracy": (0.9, 1.0), "state_accuracy": (0.1, 0.5)}
 
     def __post_init__(self) -> None:
         if not 1 <= self.pairs <= self.vocabulary // 2 or self.queries < 1:

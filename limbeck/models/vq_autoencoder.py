@@ -31,14 +31,14 @@ class VQAutoencoder(nn.Module):
     Modules: encoder, before (1x1), quantizer (`VectorQuantizer`), after (1x1), decoder.
     """
 
-    def __init__(self, channels: int, width: int, code_width: int, codes: int):
+    def __init__(self, channels: int, width: int, code_width: int, codes: int, least_use: float = 0.01):
         super().__init__()
         half = max(width // 2, 1)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, half, 4, 2, 1), nn.ReLU(), nn.Conv2d(half, width, 4, 2, 1), Residual(width), nn.ReLU()
         )
         self.before = nn.Conv2d(width, code_width, 1)
-        self.quantizer = VectorQuantizer(codes, code_width, least_use=0.01)
+        self.quantizer = VectorQuantizer(codes, code_width, least_use=least_use)
         self.after = nn.Conv2d(code_width, width, 1)
         self.decoder = nn.Sequential(
             Residual(width), nn.ReLU(), nn.ConvTranspose2d(width, half, 4, 2, 1), nn.ReLU(),
@@ -72,12 +72,16 @@ class VQAutoencoder(nn.Module):
         return self.image(self.quantizer.decode(indices.unsqueeze(-1))).clamp(0, 1)
 
 
-def vq_autoencoder(channels: int = 1, width: int = 32, code_width: int = 16, codes: int = 256) -> VQAutoencoder:
-    """A vector-quantized autoencoder that divides height and width by 4.
+def vq_autoencoder(
+    channels: int = 1, width: int = 32, code_width: int = 16, codes: int = 256, least_use: float = 0.01
+) -> VQAutoencoder:
+    """A vector-quantized autoencoder that divides height and width by 4. least_use: of `VectorQuantizer`; the higher, the sooner an unused
+    code finds work.
 
     Source: van den Oord et al., "Neural Discrete Representation Learning", 2017, section 4.1, much smaller. Raises UsageError
     for bad sizes.
     """
     check_sizes("vq_autoencoder", width, 1, 0.0, channels=channels, code_width=code_width, codes=codes)
     arguments = {"channels": channels, "width": width, "code_width": code_width, "codes": codes}
+    arguments |= {"least_use": least_use} if least_use != 0.01 else {}
     return with_lineage(VQAutoencoder(**arguments), Factory("limbeck.models.vq_autoencoder:vq_autoencoder", arguments))

@@ -18,6 +18,12 @@ Settings by hand, seed 1000, validation: 250 steps are few, so the integral gain
 like all weights): 75 % were deleted, loss 0.679. From b = 2, where all is kept, the rate swung between 0.55 and 0.96 for 200 steps and
 the loss was 1.146. Random deletion, 150 steps: 0.691. Before all arms: 0.723, with another text 7.2.
 
+Found in the one run of this design: the gate deletes its three quarters and the model is 1.6 times as fast, soft and hard deletion agree to
+1e-4, but the loss is 0.12 nats above the full model's and 0.04 and 0.07 above random and fixed deletion at the same rate. One block spreads
+what names a language over all tokens, so there is nothing to choose, and the gate pays for being learnt: while the controller
+settles, its rate swings between 0.69 and 0.89 (validation). Tried on validation with other data, where the matter is which tokens stay: 16 kinds of notes hidden
+in Shakespeare, to be looked up; after 300 steps the model without gate did not find them yet (accuracy 0.25), so it was left.
+
 Deviations: gate after 1 of 4 encoder blocks (3 of 12 there), learnt positions (relative ones there), gates of kept tokens stay in the
 scores at test, a controller of both signs.
 """

@@ -14,6 +14,8 @@ information is measured on 1000 training images. Nothing is tuned: steps and rat
 Second attempt: on the first bed (grey CIFAR-10 of 20x20, 1000 labels, 200 steps of fine-tuning) no arm learnt more than 0.22 of ten
 classes, so it could tell nothing; bed and steps were then set by the accuracy of an untaught student alone (0.36, seed 1000).
 Baseline: the attention of the teacher's last layer. Control: the student is a masked autoencoder itself, for as many steps.
+What came out: attention of any layer is 9 to 14 points above features and above masked images on average, seeds differ by as much,
+and the rule chooses the first layer, which is no better than the others. In this small teacher information does not order the layers.
 """
 
 from __future__ import annotations
