@@ -14,7 +14,8 @@ Deviations: four small residual nets (digits 0-4 upright, inverted, upside down;
 labels each and 2000 unlabelled images. The baseline is transfer: the student trained on the nearest source's task first, then
 on the labels. l is 0.2, the better of two on the validation split. A first run was thrown away: its arms with
 sources were held at a learning rate of 0.05 while transfer and labels chose theirs (0.1); weights by similarity beat the nearest source, equal
-weights and labels there, and lost to transfer by 2.5 points. Now every arm chooses.
+weights and labels there, and lost to transfer by 2.5 points. Now every arm chooses: weights by similarity beat transfer, labels and the nearest
+source; the nearest alone only ties with transfer, and equal weights are not told apart from those by similarity.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Deviations: digits turned by 0, 30, 60 and 90 degrees, tested at 120; 16 images 
 trained in as many steps and chooses its learning rate. The control takes its step (rate 0.03) on the mean of the experts' answers; the
 method's inner rate is 0.3 for the distance over 144 numbers. Tried by hand (seed 1000, validation): ERM 0.39, a step towards the experts'
 mean at rate 0.1 0.29, the method at inner rates 0.3 and 3 0.25.
+What came out: training through the step helps, and the step itself adds three points that five seeds do not settle; but one plain network,
+whose every step sees all 64 labels where the method's second half sees 32, is eleven points better in as many steps.
 """
 
 from __future__ import annotations
