@@ -1,21 +1,8 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
 from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
-from limbeck.objectives.adversarial import Discriminator
 from limbeck.objectives.base import Loss, Objective, Sum
-from limbeck.objectives.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
-from limbeck.objectives.calibrated import CalibratedTargets
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
-from limbeck.objectives.distributions import (
-    AdaptiveKL,
-    JensenShannon,
-    ReverseKL,
-    SkewKL,
-    SymmetricKL,
-    TotalVariation,
-    TransformedTargets,
-    WeightedSoftTargets,
-)
 from limbeck.objectives.exits import AtExit
 from limbeck.objectives.features import (
     AttentionTransfer,
@@ -28,16 +15,39 @@ from limbeck.objectives.features import (
     SingularHints,
     VariationalHint,
 )
-from limbeck.objectives.information import ConditionalInformation
-from limbeck.objectives.interpolation import InterpolatedTargets
-from limbeck.objectives.large_vocabulary import LargeVocabulary
 from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
+from limbeck.objectives.logits.adversarial import Discriminator
+from limbeck.objectives.logits.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.logits.calibrated import CalibratedTargets
+from limbeck.objectives.logits.distributions import (
+    AdaptiveKL,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    SymmetricKL,
+    TotalVariation,
+    TransformedTargets,
+    WeightedSoftTargets,
+)
+from limbeck.objectives.logits.information import ConditionalInformation
+from limbeck.objectives.logits.interpolation import InterpolatedTargets
+from limbeck.objectives.logits.large_vocabulary import LargeVocabulary
+from limbeck.objectives.logits.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
+from limbeck.objectives.logits.privacy import ShieldedTargets
+from limbeck.objectives.logits.ranking import RankedTargets
+from limbeck.objectives.logits.selection import ExcessTargets
+from limbeck.objectives.logits.standardized import Standardized, StandardizedTargets
+from limbeck.objectives.logits.targets import (
+    BalancedDivergence,
+    CrossEntropy,
+    HardTargets,
+    MeanSquaredError,
+    MixedTargets,
+    SoftTargets,
+)
 from limbeck.objectives.mapping import MappedClasses, MappedTokens, SortedTargets
 from limbeck.objectives.mixing import MatrixOrientation
 from limbeck.objectives.pairs import PairedContrast
-from limbeck.objectives.partitions import DecoupledKD, EnhancedTargets, NormalizedKD, UniversalSelfKD
-from limbeck.objectives.privacy import ShieldedTargets
-from limbeck.objectives.ranking import RankedTargets
 from limbeck.objectives.relations import (
     AngleRelations,
     DistanceRelations,
@@ -50,18 +60,8 @@ from limbeck.objectives.relations import (
     TokenRelations,
 )
 from limbeck.objectives.routing import ExpertBalance
-from limbeck.objectives.selection import ExcessTargets
 from limbeck.objectives.self_distillation import LayeredSelfDistillation
-from limbeck.objectives.standardized import Standardized, StandardizedTargets
 from limbeck.objectives.subsets import AtTokens
-from limbeck.objectives.targets import (
-    BalancedDivergence,
-    CrossEntropy,
-    HardTargets,
-    MeanSquaredError,
-    MixedTargets,
-    SoftTargets,
-)
 
 __all__ = [
     "AdaptiveKL",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.objectives.slopes import Sloped
+from limbeck.objectives.logits.slopes import Sloped
 
 WORDS = 2048  # rows of the projection that are cast, and whose gradient is added, at a time: in a processor's cache
 TILE = 1 << 18  # logits that a processor compares at a time: so do the log-probabilities and what they lead to
@@ -143,7 +143,7 @@ def chunked_loss(
 ) -> Tensor:
     """The weighted mean over positions of a loss on logits, never holding more than `chunk` rows of them.
 
-    sloped: the loss with its gradient, row by row: a closed form or `by_autograd(compare)` of `limbeck.objectives.slopes`. hidden (N, D),
+    sloped: the loss with its gradient, row by row: a closed form or `by_autograd(compare)` of `limbeck.objectives.logits.slopes`. hidden (N, D),
     weight (V, D), bias (V,): of the student, which get gradients. teacher: N rows of V words, detached. labels (N,). weights (N,): None
     counts every position once. dtype: of the products; by default hidden's, or that of autocast where it is on and hidden is
     float32. The loss and the weight's gradient are summed in float32.

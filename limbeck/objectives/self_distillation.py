@@ -14,7 +14,7 @@ from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.checks import require_choice, require_positive, require_signal
 from limbeck.objectives.exits import exit_branch
-from limbeck.objectives.targets import CrossEntropy, SoftTargets
+from limbeck.objectives.logits.targets import CrossEntropy, SoftTargets
 from limbeck.signals import LOGITS, Reads, Signals
 
 

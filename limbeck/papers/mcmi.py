@@ -32,7 +32,7 @@ from limbeck.beds.images import MNIST_FEW as BED
 from limbeck.beds.images import ImageBed
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import ConditionalInformation, CrossEntropy, SoftTargets
-from limbeck.objectives.information import class_centroids
+from limbeck.objectives.logits.information import class_centroids
 from limbeck.signals import call
 from limbeck.training import Distil, OnViews, Supervised
 

@@ -2,6 +2,62 @@
 
 FAULTS = [
     (
+        "Huffman: the two largest joined",
+        "codecs/entropy.py",
+        "heap = [(count, 0,",
+        "heap = [(-count, 0,",
+        "tests/codecs/test_entropy.py",
+    ),
+    (
+        "recommender: levels of data sets kept",
+        "search/recommend.py",
+        "(own - own.mean())",
+        "own",
+        "tests/search",
+    ),
+    (
+        "vector quantizer: distance sign",
+        "codecs/vector_quantization.py",
+        "alpha=-2",
+        "alpha=2",
+        "tests/codecs/test_vector_quantization.py",
+    ),
+    (
+        "vector quantizer: decay on the wrong side",
+        "codecs/vector_quantization.py",
+        "self.counts.mul_(decay).add_(used, alpha=1 - decay)",
+        "self.counts.mul_(1 - decay).add_(used, alpha=decay)",
+        "tests/codecs/test_vector_quantization.py",
+    ),
+    (
+        "vector quantizer: no straight-through",
+        "codecs/vector_quantization.py",
+        "return x + (quantized - x).detach()",
+        "return quantized",
+        "tests/codecs/test_vector_quantization.py",
+    ),
+    (
+        "evolution: the youngest dies",
+        "search/evolution.py",
+        "alive.popleft()",
+        "alive.pop()",
+        "tests/search/test_search_evolution.py",
+    ),
+    (
+        "teacher similarity: a scale dropped",
+        "search/proxies.py",
+        "/ (classes * width)",
+        "/ classes",
+        "tests/search/test_search_evolution.py",
+    ),
+    (
+        "teacher similarity: distance, not similarity",
+        "search/proxies.py",
+        "return -float(total)",
+        "return float(total)",
+        "tests/search/test_search_evolution.py",
+    ),
+    (
         "graphs: the high frequency is the low one",
         "graphs/frequency.py",
         "return x - low_pass(x, edge_index)",

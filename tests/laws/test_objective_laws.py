@@ -78,7 +78,7 @@ from limbeck.objectives import (
     WeightedSoftTargets,
     WhereCorrect,
 )
-from limbeck.objectives.targets import TeacherTargets
+from limbeck.objectives.logits.targets import TeacherTargets
 from limbeck.signals import Signals
 
 B, L, D = 6, 5, 4

@@ -7,7 +7,7 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import ConditionalInformation, CrossEntropy
-from limbeck.objectives.information import ClassCentroids, class_centroids
+from limbeck.objectives.logits.information import ClassCentroids, class_centroids
 from limbeck.signals import Signals
 from limbeck.tasks import CustomTask
 from limbeck.training import Distil, Trainer, TrainingConfig

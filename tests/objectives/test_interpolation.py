@@ -9,7 +9,7 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import InterpolatedTargets, SoftTargets
-from limbeck.objectives.interpolation import AdaptiveShare
+from limbeck.objectives.logits.interpolation import AdaptiveShare
 from limbeck.signals import Signals
 from limbeck.tasks import CustomTask
 from limbeck.training import Distil, Trainer, TrainingConfig

@@ -19,9 +19,9 @@ from limbeck.objectives import (
     MixedTargets,
     ReverseKL,
     SoftTargets,
-    slopes,
 )
 from limbeck.objectives.chunked import Projected, chunked_loss
+from limbeck.objectives.logits import slopes
 from limbeck.signals import Signals, Tap, capture
 from limbeck.teachers import FrozenTeacher, compact
 from limbeck.training import Distil

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from test_objective_values import agree, draw, softmax
 
 from limbeck.objectives import MultiLevelTargets, SinkhornTargets, SoftTargets
-from limbeck.objectives.batchwise import transport_plan
+from limbeck.objectives.logits.batchwise import transport_plan
 from limbeck.signals import Signals
 
 Y = torch.tensor([1, 3, 0, 2, 2])

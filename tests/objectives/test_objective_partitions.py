@@ -9,7 +9,7 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import DecoupledKD, NormalizedKD, SoftTargets, UniversalSelfKD
-from limbeck.objectives.partitions import log_mass, one_hot, within, zipf_targets
+from limbeck.objectives.logits.partitions import log_mass, one_hot, within, zipf_targets
 from limbeck.signals import Signals
 
 Y = torch.tensor([1, 3, 0, 2, 2])

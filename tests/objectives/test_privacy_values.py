@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.objectives import ShieldedTargets, SoftTargets
-from limbeck.objectives.privacy import shielded
+from limbeck.objectives.logits.privacy import shielded
 from limbeck.signals import Signals
 
 

@@ -2,7 +2,7 @@ import torch
 from torch.nn import functional as F
 
 from limbeck.objectives import ExcessTargets, SoftTargets
-from limbeck.objectives.selection import highest
+from limbeck.objectives.logits.selection import highest
 from limbeck.signals import Signals
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.objectives import positions
 from limbeck.objectives.adapters import Adapter
 from limbeck.objectives.base import Batch, Connectors, Objective, Sum
-from limbeck.objectives.targets import SoftTargets
+from limbeck.objectives.logits.targets import SoftTargets
 from limbeck.signals import Signals
 
 

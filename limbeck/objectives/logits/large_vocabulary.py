@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.objectives import positions, slopes
+from limbeck.objectives import positions
 from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.chunked import Projected, TopLogits, chunked_loss
-from limbeck.objectives.partitions import LabelledTargets
-from limbeck.objectives.slopes import Sloped
-from limbeck.objectives.targets import CrossEntropy, SoftTargets, TeacherTargets
+from limbeck.objectives.logits import slopes
+from limbeck.objectives.logits.partitions import LabelledTargets
+from limbeck.objectives.logits.slopes import Sloped
+from limbeck.objectives.logits.targets import CrossEntropy, SoftTargets, TeacherTargets
 from limbeck.signals import TOP_K, Reads, Signals
 
 

@@ -22,7 +22,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.checks import require_choice, require_classes, require_positive, require_signal, true_classes
-from limbeck.objectives.targets import TeacherTargets
+from limbeck.objectives.logits.targets import TeacherTargets
 from limbeck.signals import LOGITS, Reads, Signals
 
 

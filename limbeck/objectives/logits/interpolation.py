@@ -13,7 +13,7 @@ from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors
 from limbeck.objectives.checks import require_choice, require_positive
 from limbeck.objectives.divergences import kl_divergence, log_probabilities
-from limbeck.objectives.targets import TeacherTargets
+from limbeck.objectives.logits.targets import TeacherTargets
 from limbeck.signals import Signals
 
 

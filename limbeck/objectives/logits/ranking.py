@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.objectives.checks import require_positive
 from limbeck.objectives.divergences import log_probabilities
-from limbeck.objectives.partitions import LabelledTargets, one_hot
+from limbeck.objectives.logits.partitions import LabelledTargets, one_hot
 from limbeck.objectives.positions import precise
 
 

@@ -12,7 +12,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors
 from limbeck.objectives.checks import require_positive, require_signal
-from limbeck.objectives.targets import TeacherTargets
+from limbeck.objectives.logits.targets import TeacherTargets
 from limbeck.signals import LOGITS, Reads, Signals
 
 

@@ -17,8 +17,8 @@ from limbeck.errors import UsageError
 from limbeck.objectives import divergences
 from limbeck.objectives.checks import require_choice, require_positive
 from limbeck.objectives.divergences import kl_divergence, log_probabilities
-from limbeck.objectives.partitions import LabelledTargets
-from limbeck.objectives.targets import TeacherTargets
+from limbeck.objectives.logits.partitions import LabelledTargets
+from limbeck.objectives.logits.targets import TeacherTargets
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

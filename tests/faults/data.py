@@ -1,0 +1,81 @@
+"""Faults in data."""
+
+FAULTS = [
+    (
+        "padding counts in perplexity",
+        "tasks/base.py",
+        "return losses.reshape(labels.shape), (labels != IGNORED).float()",
+        "return losses.reshape(labels.shape), torch.ones_like(labels).float()",
+        "tests/tasks",
+    ),
+    (
+        "nDCG without the discount",
+        "tasks/retrieval.py",
+        "discounts = np.log2(np.arange(2, cutoff + 2))",
+        "discounts = np.ones(cutoff)",
+        "tests/tasks",
+    ),
+    (
+        "masked tokens: mask token in nine of ten",
+        "tasks/masked.py",
+        "fate < 0.8",
+        "fate < 0.9",
+        "tests/tasks/test_tasks_masked.py",
+    ),
+    (
+        "herding: the mean of the old sum",
+        "datasets/herding.py",
+        "(found + total) / k",
+        "(found + total)",
+        "tests/datasets/test_datasets_herding.py",
+    ),
+    (
+        "selection: the highest over examples, not per class",
+        "datasets/select.py",
+        "dim=0)",
+        "dim=1)",
+        "tests/datasets/test_datasets_select.py",
+    ),
+    (
+        "extended task: labels of the pool are kept",
+        "tasks/extended.py",
+        '        added["labels"] = torch.full_like(added["labels"], IGNORED)',
+        "",
+        "tests/tasks/test_tasks_extended.py",
+    ),
+    (
+        "condensation: the phase halved",
+        "datasets/synthesize.py",
+        "squared + 2 * phase *",
+        "squared + phase *",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
+    (
+        "condensation: the sampler descends",
+        "datasets/synthesize.py",
+        "Loss(-matching, {})",
+        "Loss(matching, {})",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
+    (
+        "condensation: classes not kept apart",
+        "datasets/synthesize.py",
+        "of_synthetic[self.synthetic.labels == label]",
+        "of_synthetic",
+        "tests/datasets/test_datasets_synthesize.py",
+    ),
+    (
+        "long tail: rare classes first",
+        "datasets/imbalance.py",
+        "imbalance ** (-label / (classes - 1))",
+        "imbalance ** (label / (classes - 1) - 1)",
+        "tests/datasets/test_datasets_imbalance.py",
+    ),
+    (
+        "rotations: the other way round",
+        "datasets/augment.py",
+        "torch.rot90(images, turns, (2, 3))",
+        "torch.rot90(images, -turns, (2, 3))",
+        "tests/datasets/test_datasets_augment.py",
+    ),
+]

@@ -1,0 +1,25 @@
+"""Faults in measure."""
+
+FAULTS = [
+    (
+        "exposure: rank among the worse",
+        "measure/exposure.py",
+        "(scores > scores[own])",
+        "(scores < scores[own])",
+        "tests/measure/test_exposure.py",
+    ),
+    (
+        "layer similarity: not centred",
+        "measure/alignment.py",
+        "product - torch.outer(sums[a], sums[b]) / count",
+        "product",
+        "tests/objectives/test_layers.py",
+    ),
+    (
+        "attention information: not normalized by its root",
+        "measure/attention.py",
+        ".clamp(min=0).sqrt()",
+        ".clamp(min=0)",
+        "tests/measure/test_attention_patterns.py",
+    ),
+]
