@@ -13,6 +13,8 @@ Pieces: `OnSignal`, `PriorAdjusted`, `WhereCorrect`, `Scheduled` of `limbeck.obj
 Deviations: MNIST of 14x14 with class sizes from 441 to 9; the strong view changes contrast and brightness and cuts a square out; the
 ramp is a tenth of the run. Every arm has the same three-headed network and sees both views. The test split is balanced, so accuracy
 is balanced accuracy.
+What came out: far better than three plain experts (10.6 points, rare classes 34.7), not than three experts with logit adjustment, and 2.3 points
+worse than the diversity loss alone: so short a run gains nothing by the consistency.
 """
 
 from __future__ import annotations

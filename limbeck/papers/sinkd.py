@@ -13,6 +13,7 @@ Pieces: `SinkhornTargets`, `SoftTargets`, `ReverseKL`, `JensenShannon`, `TotalVa
 Deviations: a small residual network on 500 MNIST images in place of GLUE: on the AG News bed a pilot (seed 1000, validation) showed a teacher
 too weak to tell distillation from labels (0.61 and 0.62). KL carries T^2, and its weight is chosen for every divergence alike. `pairwise`
 has the same L1 distance in place of the plan's, each example with its own: what the coupling adds.
+What came out: 0.944 with it, 0.942 (KL), 0.940 (Jensen-Shannon) and 0.939 (reverse KL) without: all intervals hold 0; far above labels (0.913).
 """
 
 from __future__ import annotations
