@@ -7,7 +7,7 @@ by image, and student and aggregator are trained through the step on domains who
 on domains that nobody has seen.
 
 Source: Zhong et al., "Meta-DMoE: Adapting to Domain Shift by Meta-Distillation from Mixture-of-Experts", NeurIPS 2022; the authors' code was
-read (16 heads, second order, rates 1e-3 and 3e-4 for an undivided distance).
+read: 16 heads, second order, the distance a mean over examples and features, inner rates of 1e-4 to 1e-3 from a pre-trained network.
 Pieces: `MetaDistil`, `Aggregator` of `limbeck.training`, `Turned` of `limbeck.datasets.augment`.
 Deviations: digits turned by 0, 30, 60 and 90 degrees, tested at 120; 16 images to adapt to; students of two convolutions. Every arm is
 trained in as many steps and chooses its learning rate. The control takes its step (rate 0.03) on the mean of the experts' answers; the

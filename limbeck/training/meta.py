@@ -61,7 +61,7 @@ class MetaDistil(Procedure):
 
     The student must keep no running statistics (group or layer normalization). Raises UsageError for that, or numbers that do not fit.
     Source: Zhong et al., "Meta-DMoE: Adapting to Domain Shift by Meta-Distillation from Mixture-of-Experts", NeurIPS 2022, algorithm 1; the
-    authors' code has the same step. Deviation: the squared distance is divided by the width D.
+    authors' code has the same step, and its distance too is a mean over examples and features.
     """
 
     def __init__(
