@@ -52,6 +52,9 @@ def every() -> list[Fault]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found += module.FAULTS
+    for fault in found:
+        if len(fault) != 5:
+            raise SystemExit(f"a fault is name, file, text, what it becomes, tests; this is not one: {fault}")
     return found
 
 

@@ -216,6 +216,8 @@ FAULTS = [
         "held = self.consistency(hard, weak.detach(), batch)",
         "held = self.consistency(weak, hard.detach(), batch)",
         "tests/training/test_training_views.py",
+    ),
+    (
         "closed soft targets: temperature of the gradient",
         "objectives/logits/slopes.py",
         "mul_(temperature * weights.unsqueeze(-1))",
@@ -235,6 +237,8 @@ FAULTS = [
         "logits[rows, at.clamp_min(0)]",
         "logits[rows, (at - 1).clamp_min(0)]",
         "tests/teachers/test_retokenized_teacher.py",
+    ),
+    (
         "sharpness: downhill",
         "training/sharpness.py",
         "p + scale * slope for (name",
