@@ -9,6 +9,7 @@ those it can. Speculative decoding itself stays exact: `limbeck.inference.specul
 
 Source: Hu et al., "AdaSPEC: Selective Knowledge Distillation for Efficient Speculative Decoders", 2025. Deviation: the mean
 is over the kept tokens, see `limbeck.objectives.ExcessTargets`.
+The authors' repository held no code when it was looked at.
 
 The miniature: characters of tinyshakespeare; the target is a GPT of four layers of width 128, the draft one layer of width 32 that
 was trained on the text for 2000 steps, since the method is meant for drafts near the end of their capacity. Baseline:

@@ -6,6 +6,7 @@ over the documents d that a batch's queries bring along: their own, near ones an
 vectors, the rotation R and the lists stay as they are. w makes both terms equal at the start. No judged query is needed.
 Source: Xiao et al., "Distill-VQ: Learning Retrieval Oriented Vector Quantization By Distilling Knowledge from Dense Embeddings",
 SIGIR 2022. The authors' code agrees; it adds 1e-6 inside the logarithm, which we do not.
+Run beside the authors' code on random vectors, the straight-through codes and their gradient are equal.
 
 Miniature: Cranfield's documents as unit vectors of a small sentence encoder, 16 lists, 16 codes of 4 bits: 8.5 bytes in place of 1,536.
 Trained with sentences of the documents as queries, measured with Cranfield's own: the share of the exact ten best documents among the ten

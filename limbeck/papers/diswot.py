@@ -10,6 +10,7 @@ released search has the semantic term only, see `TeacherSimilarity`; the arms `s
 A unit: 24 random CNNs (a space of 2916) and their accuracies after a short distillation from one teacher, which all arms share;
 `spearman` is of the arm's score with them. `found` is the accuracy of what evolution with the score finds among the networks of
 at most 60,000 parameters, for 60 evaluations.
+Run beside the authors' code on random features, both distances agree to float precision, the first one's gradient to 7e-7.
 Deviations: MNIST in place of CIFAR-100; the space; one batch of 64 as in the paper. What came out: the number of parameters ranks
 this space much better. The semantic term is about a thousand times the relation term, so the sum ranks as it does alone; the
 relation term alone ranks better. Now and then a network without residuals fails to train in 8 epochs, whatever ranked it first.

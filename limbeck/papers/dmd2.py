@@ -21,6 +21,7 @@ What came out: at the higher rate 1:1 updates lose modes on the tuning seed (mmd
 instability the paper describes; at the lower rate that its tuning chooses the baseline is as good in the plane, and far worse on
 digits. Four DDIM steps beat the student on digits, not in the plane. The head did not help, nor did simulated inputs, within these
 few hundred steps, in which a 5:1 student moves 160 and 40 times.
+Run beside the authors' code on random samples, the matching loss and its gradient agree to 1e-7.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Keys are placed beforehand by vector quantization of unlabelled inputs and never
 fetched values only, so what other inputs fetch stays as it was: less is forgotten, without task boundaries and without a memory.
 
 Source: Traeuble et al., "Discrete Key-Value Bottleneck", ICML 2023, sections 2 and 5; no code of the authors was found.
+Public code is not the authors' and was not run beside this.
 Arms: the same features and steps for a linear probe (baseline) and a hidden layer (control), trained on the classes one
 phase after another; `together` trains the bottleneck on all classes at once, which it should come near to.
 Deviations: features of a CNN trained on CIFAR-100 at 16x16, averaged over places; CIFAR-10 in 5 phases; 32 heads of 128 keys

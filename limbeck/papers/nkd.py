@@ -9,6 +9,8 @@ both targets without a teacher: the student's confidence, sharpened over the bat
 
 Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and
 Customized Soft Labels", ICCV 2023, eq. 5 and 8 to 12; the authors' public code was read, see the pieces' docstrings.
+Run beside the authors' code on random inputs, value and gradient agree to 2e-7; USKD's do once its ranks are taken as in the
+formula.
 Pieces: `NormalizedKD`, `UniversalSelfKD`, `DecoupledKD`, `SoftTargets`, `CrossEntropy` of `limbeck.objectives`.
 Deviations: a small residual network on few MNIST images in place of CIFAR-100 and ImageNet. Temperatures and weights are chosen
 on the validation split, as many settings for every teacher arm as for NKD, and as many for label smoothing as for USKD. The bed's

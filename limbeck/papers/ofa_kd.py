@@ -8,6 +8,7 @@ the student into logits, which mean the same in every architecture, and learns f
 Source: Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation", NeurIPS 2023,
 section 3 and eq. 5. As in the authors' code the label's cross-entropy counts once, at the head; as in the equation gamma
 raises the true class only (the code raises all, which `EnhancedTargets(raised="all")` offers).
+Run beside the authors' code on random inputs, `raised="all"` agrees with it to 1e-7, value and gradient.
 Pieces: `EnhancedTargets`, `AtExit`, `SoftTargets`, `DecoupledKD`, `Hint` of `limbeck.objectives`.
 Deviations: a vision transformer with 4 patches, trained on 5000 MNIST images of 14x14, teaches a narrow residual network on 500;
 three stages instead of four; branches normalize each example.

@@ -6,6 +6,7 @@ A tree of hidden states spans the pixels (a hidden Chow-Liu tree), fitted by exp
 conditional; summing the whole circuit again for each pixel costs D circuits, reusing what did not change a few (see `CircuitCodec`).
 Source: Liu, Mandt and Van den Broeck, "Lossless Compression with Probabilistic Circuits", ICLR 2022. The authors' coder is rANS in the log
 domain with 28 bits; ours has 24 bits and float64 probabilities, so that a decoder elsewhere reads the same numbers.
+The authors' code is Julia and was not run beside this.
 
 Miniature: MNIST, 8,000 images to learn from, 500 test images coded into one stream; what counts is its length, header and all, and
 that it decodes to the same pixels. Baseline: the shortest of PNG, WebP (lossless) and bz2, each as one file per image or all images in one picture.

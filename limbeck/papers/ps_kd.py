@@ -8,6 +8,7 @@ ones go on; the targets get better as the model does. No teacher, no weight to c
 Source: Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021, eq. 3 and 8. The text speaks of
 the model at the end of the last epoch; the authors' code keeps what was predicted during it, on that epoch's view and weights. The
 arm `method` is the second, which is free; `snapshot` is the first.
+Run beside the authors' code on random inputs, the loss agrees to 1e-7, value and gradient.
 Pieces: `MixedTargets` of `limbeck.objectives`, `PastPredictions` and `EpochSnapshot` of `limbeck.teachers`.
 Deviations: a small residual network on 1000 CIFAR-10 images of 16x16 for 40 epochs. The share is the paper's in every arm;
 nothing is tuned, and this is the only setting that was tried. Calibration and likelihood gain much there; accuracy does not.

@@ -7,6 +7,7 @@
 Source: Polino, Pascanu and Alistarh, "Model compression via distillation and quantization", 2018, algorithms 1 and 2, buckets of
 256. Deviations: the authors' code averages the KL over classes too, which makes its weight about 1 / C of the formula; here it is
 the formula's. The levels are trained with AdamW, not with SGD at 1e-5, which a few hundred steps would not notice.
+Run beside the authors' code on random weights, buckets of 256 at 4 bits agree to 5e-7.
 
 The miniature: a thousand MNIST images of 14 x 14, a ResNet-8 of a quarter of its teacher's width, 2 bits. Baseline: the student distilled in float, then
 quantized (post-training quantization; with or without its batch-norm statistics measured anew, whichever is better on

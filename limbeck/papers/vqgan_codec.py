@@ -5,6 +5,7 @@
 
 Source: Mao et al., "Extreme Image Compression using Fine-tuned VQGANs", DCC 2024. Their stream codes every number alike, as here; their
 code clusters to K = 1024 and more (8 in a comment), and has no masked transformer.
+The authors' scripts need their trained networks and were not run beside this.
 
 Miniature: MNIST, 28 x 28, an autoencoder with a grid of 7 x 7. 500 test images in one stream at K = 64, 32 and 16: 37 to 25 bytes per
 image, header and checksum counted. `distance` is that of a classifier's features, mean of the three rates. Baseline: JPEG with

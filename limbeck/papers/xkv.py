@@ -7,6 +7,7 @@ share U_r S_r where a decomposition per layer stores it G times.
 
 Source: Chang et al., 2025, section 4: prompt only, keys before the position embedding, later tokens dense. The authors' code was
 read: it multiplies the factors back in place (nothing is saved) and agrees with the formula; the pieces here store the factors.
+Run beside the authors' code on random keys, the truncated product agrees to 3e-7.
 Miniature: a six-layer character model with rotary positions reads 448 characters of unseen Shakespeare; the cache is compressed
 to a quarter of its numbers (25.12 %, where the ranks of every group size come out nearly whole); the loss on the next 64
 characters and the relative reconstruction error are measured. Baseline: the same decomposition per layer, its share for keys chosen
