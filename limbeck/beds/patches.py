@@ -147,6 +147,6 @@ class PatchBed(Bed):
         return self.tuned(run, self.new_student(run)) | {"teacher_accuracy": found}
 
 
-REACHES = {"accuracy": (0.18, 0.5), "teacher_accuracy": (0.62, 0.85)}  # untaught students; set on the validation split
+REACHES = {"accuracy": (0.18, 0.6), "teacher_accuracy": (0.62, 0.85)}  # an untaught student stays below its teacher
 PATCHES = PatchBed(expects=REACHES, name="mnist 12x12 in 16 patches, 500 labels")
 NEGATIVES = PatchBed(expects=REACHES, name="mnist 12x12 negatives in 16 patches, 500 labels", negatives=True)
