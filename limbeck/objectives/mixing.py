@@ -9,14 +9,14 @@ from torch import Tensor
 
 from limbeck.errors import UsageError
 from limbeck.objectives import positions
-from limbeck.objectives.base import Batch, Connectors, Objective
-from limbeck.objectives.checks import require_signal
+from limbeck.objectives.base import Batch, Connectors
+from limbeck.objectives.layer_pair import LayerPair
 from limbeck.objectives.positions import precise
-from limbeck.signals import Reads, Signals
+from limbeck.signals import Signals
 
 
 @dataclass(frozen=True)
-class MatrixOrientation(Objective):
+class MatrixOrientation(LayerPair):
     """Matrix orientation: a token mixer's matrix imitates the teacher's attention map, head by head.
 
     L = mean over examples and heads of |M_s - A_t|_F
@@ -30,16 +30,8 @@ class MatrixOrientation(Objective):
     student: str = "matrix"
     teacher: str | None = "weights"
 
-    def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
-
-    @property
-    def reads(self) -> Reads:
-        return Reads(student=frozenset({self.student}), teacher=frozenset({self.teacher or self.student}))
-
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target = student[self.student], teacher[self.teacher or self.student].detach()
+        own, target = self.pair(student, teacher)
         if own.shape != target.shape or own.dim() != 4 or own.shape[-1] != own.shape[-2]:
             raise UsageError(
                 f"MatrixOrientation: the student's matrices have the shape {tuple(own.shape)}, the teacher's "

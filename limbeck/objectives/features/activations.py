@@ -8,39 +8,24 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.objectives import connectors as connect
 from limbeck.objectives import divergences, positions
-from limbeck.objectives.base import Batch, Connectors, Objective
-from limbeck.objectives.checks import require_choice, require_positive, require_signal, require_whole
-from limbeck.signals import Reads, Signals
+from limbeck.objectives.base import Batch, Connectors
+from limbeck.objectives.checks import require_choice, require_positive, require_whole
+from limbeck.objectives.layer_pair import LayerPair
+from limbeck.signals import Signals
 
 
-class _Patterns(Objective):
+class _Patterns(LayerPair):
     """One layer of each model, as channels over positions; fields `student` and `teacher`."""
 
-    def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
-
-    @property
-    def name(self) -> str:
-        return f"{type(self).__name__}({self.student})"
-
-    @property
-    def reads(self) -> Reads:
-        return Reads(student=frozenset({self.student}), teacher=frozenset({self.teacher or self.student}))
-
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        own, target = student[self.student], teacher[self.teacher or self.student].detach()
+        own, target = self.pair(student, teacher)
         if own.dim() == 2 or target.dim() == 2:
             raise UsageError(
                 f"{self.name} compares maps (B, C, H, W) or sequences (B, L, D), which have places; the signals have the "
                 f"shapes {tuple(own.shape)} and {tuple(target.shape)}"
             )
-        try:
-            own, target = connect.match(own, target, batch)
-        except UsageError as error:
-            raise UsageError(f"{self.name}: {error}") from error
+        own, target = self.matched(student, teacher, batch)
         places = own.shape[1:2] if own.dim() == 3 else own.shape[2:]
         weights = positions.weights(batch, (len(own), *places), labels=False)
         examples = batch.get("sample_weight")

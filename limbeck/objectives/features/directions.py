@@ -11,7 +11,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import connectors as connect
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors
-from limbeck.objectives.checks import require_choice, require_signal, true_classes
+from limbeck.objectives.checks import require_choice, true_classes
 from limbeck.objectives.features.hints import _Projected
 from limbeck.signals import Reads, Signals
 
@@ -42,26 +42,21 @@ class NormDirection(_Projected):
     projector: str = "auto"
 
     def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
+        super().__post_init__()
         require_choice(self, "average", self.average, ("examples", "classes"))
         require_choice(self, "projector", self.projector, ("auto", "none", "linear"))
-
-    @property
-    def name(self) -> str:
-        return f"NormDirection({self.student})"
 
     @property
     def reads(self) -> Reads:
         return super().reads | Reads(teacher=frozenset({CLASS_MEAN}))
 
-    def _matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
-        pair = student[self.student], teacher[self.teacher or self.student].detach()
+    def matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
+        pair = self.pair(student, teacher)
         return tuple(connect.pool(feature, batch) for feature in pair)
 
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
         made = super().connectors(student, teacher)
-        self._means(teacher, self._matched(student, teacher, {})[1])
+        self._means(teacher, self.matched(student, teacher, {})[1])
         return made
 
     def _means(self, teacher: Signals, target: Tensor) -> Tensor:

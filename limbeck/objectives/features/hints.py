@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from limbeck.errors import UsageError
 from limbeck.objectives import connectors as connect
 from limbeck.objectives import divergences, positions
-from limbeck.objectives.base import Batch, Connectors, Objective
+from limbeck.objectives.base import Batch, Connectors
 from limbeck.objectives.checks import require_choice, require_signal
-from limbeck.signals import LOGITS, Reads, Signals
+from limbeck.objectives.layer_pair import LayerPair
+from limbeck.signals import LOGITS, Signals
 
 DISTANCES = {
     "mse": divergences.mean_squared_error,
@@ -24,31 +25,18 @@ DISTANCES = {
 }
 
 
-class _Projected(Objective):
+class _Projected(LayerPair):
     """What objectives with one pair of signals and one projector share: fields `student`, `teacher`, `projector`."""
 
-    resizing = "pool"
-
-    @property
-    def reads(self) -> Reads:
-        return Reads(student=frozenset({self.student}), teacher=frozenset({self.teacher or self.student}))
-
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        made = connect.projector(*self._matched(student, teacher, {}), self.projector)
+        made = connect.projector(*self.matched(student, teacher, {}), self.projector)
         return {} if made is None else {"projector": made}
-
-    def _matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
-        pair = student[self.student], teacher[self.teacher or self.student].detach()
-        try:
-            return connect.match(*pair, batch, self.resizing)
-        except UsageError as error:
-            raise UsageError(f"{self.name}: {error}") from error
 
     def _pair(
         self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The projected student's feature, the teacher's, both with the width last, and the weights of their positions."""
-        own, target = self._matched(student, teacher, batch)
+        own, target = self.matched(student, teacher, batch)
         weights = positions.weights(
             batch, (own.shape[0], *(own.shape[2:] if own.dim() == 4 else own.shape[1:-1])), labels=False
         )
@@ -104,15 +92,10 @@ class Hint(_Projected):
     standardize: bool = False
 
     def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
+        super().__post_init__()
         require_choice(self, "loss", self.loss, tuple(DISTANCES))
         require_choice(self, "projector", self.projector, connect.PROJECTORS)
         require_choice(self, "resizing", self.resizing, connect.RESIZINGS)
-
-    @property
-    def name(self) -> str:
-        return f"Hint({self.student})"
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         own, target, weights = self._pair(student, teacher, batch, connectors)
@@ -156,7 +139,7 @@ class EmbeddingDistance(_Projected):
         require_signal(self, "teacher", self.teacher)
         require_choice(self, "projector", self.projector, ("auto", "none", "linear"))
 
-    def _matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
+    def matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         pair = student[self.student], teacher[self.teacher].detach()
         return tuple(connect.pool(feature, batch) for feature in pair)
 

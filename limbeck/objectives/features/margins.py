@@ -42,15 +42,10 @@ class MarginHint(_Projected):
     projector = "auto"
 
     def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
+        super().__post_init__()
         require_signal(self, "norm", self._norm)
         if ":" in self._norm:
             raise UsageError(f"{self.name}: norm={self._norm!r} must be a module's path, without a colon")
-
-    @property
-    def name(self) -> str:
-        return f"MarginHint({self.student})"
 
     @property
     def _norm(self) -> str:
@@ -61,7 +56,7 @@ class MarginHint(_Projected):
         return super().reads | Reads(teacher=frozenset({f"{self._norm}:weight", f"{self._norm}:bias"}))
 
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        own, target = self._matched(student, teacher, {})
+        own, target = self.matched(student, teacher, {})
         if own.dim() != 4:
             raise UsageError(f"{self.name} compares maps (B, C, H, W); the student's feature is {tuple(own.shape)}")
         made = nn.Sequential(nn.Conv2d(own.shape[1], target.shape[1], 1, bias=False), nn.BatchNorm2d(target.shape[1]))
@@ -70,7 +65,7 @@ class MarginHint(_Projected):
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         scale, shift = (teacher[f"{self._norm}:{side}"].detach() for side in ("weight", "bias"))
-        own, target = self._matched(student, teacher, batch)
+        own, target = self.matched(student, teacher, batch)
         if target.dim() != 4 or scale.shape != target.shape[1:2]:
             raise UsageError(
                 f"{self.name}: the teacher's feature {tuple(target.shape)} must be a map with a channel for each of the "

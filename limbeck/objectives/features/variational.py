@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from limbeck.objectives import connectors as connect
 from limbeck.objectives import positions
 from limbeck.objectives.base import Batch, Connectors
-from limbeck.objectives.checks import require_choice, require_connectors, require_positive, require_signal
+from limbeck.objectives.checks import require_choice, require_connectors, require_positive
 from limbeck.objectives.features.hints import _Projected
 from limbeck.signals import Signals
 
@@ -40,24 +40,19 @@ class VariationalHint(_Projected):
     least = 1e-5  # of a variance
 
     def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
+        super().__post_init__()
         require_positive(self, "variance", self.variance)
         require_choice(self, "resizing", self.resizing, connect.RESIZINGS)
 
-    @property
-    def name(self) -> str:
-        return f"VariationalHint({self.student})"
-
     def connectors(self, student: Signals, teacher: Signals) -> dict[str, nn.Module]:
-        own, target = self._matched(student, teacher, {})
+        own, target = self.matched(student, teacher, {})
         widths = [connect.width(own)] + 3 * [connect.width(target)]
         layers = [nn.Conv2d(a, b, 1) if own.dim() == 4 else nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         mean = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
         return {"projector": mean.to(own.device), "spread": Spread(widths[-1], self.variance).to(own.device)}
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
-        self._matched(student, teacher, batch)  # what is missing or does not fit is said first
+        self.matched(student, teacher, batch)  # what is missing or does not fit is said first
         require_connectors(self, connectors, "projector", "spread")
         with torch.autocast(student[self.student].device.type, enabled=False):
             own, target, weights = self._pair(student, teacher, batch, connectors)

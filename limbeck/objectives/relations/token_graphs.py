@@ -11,18 +11,18 @@ from torch.nn import functional as F
 from limbeck.errors import UsageError
 from limbeck.objectives import connectors as connect
 from limbeck.objectives import divergences, positions
-from limbeck.objectives.base import Batch, Connectors, Objective
+from limbeck.objectives.base import Batch, Connectors
 from limbeck.objectives.checks import (
     require_choice,
     require_connectors,
     require_positive,
-    require_signal,
     require_whole,
 )
-from limbeck.signals import Reads, Signals
+from limbeck.objectives.layer_pair import LayerPair
+from limbeck.signals import Signals
 
 
-class _BatchTokens(Objective):
+class _BatchTokens(LayerPair):
     """Tokens of a batch, those of one model beside those of the other; fields `student`, `teacher` and `tokens`.
 
     Layers are sequences (B, L, D) or maps (B, C, H, W), whose places are tokens; of two sizes the smaller one counts. Padding and
@@ -32,31 +32,18 @@ class _BatchTokens(Objective):
     smallest = 2
 
     def __post_init__(self) -> None:
-        require_signal(self, "student", self.student)
-        require_signal(self, "teacher", self.teacher or self.student)
+        super().__post_init__()
         require_whole(self, "tokens", self.tokens, 2)
-
-    @property
-    def name(self) -> str:
-        return f"{type(self).__name__}({self.student})"
-
-    @property
-    def reads(self) -> Reads:
-        return Reads(student=frozenset({self.student}), teacher=frozenset({self.teacher or self.student}))
 
     def _matched(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both features with the width last: (B, L, D) or (B, H, W, D)."""
-        pair = student[self.student], teacher[self.teacher or self.student].detach()
+        pair = self.pair(student, teacher)
         if 2 in {feature.dim() for feature in pair}:
             raise UsageError(
                 f"{self.name} needs tokens: maps (B, C, H, W) or sequences (B, L, D), not "
                 f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
             )
-        try:
-            own, target = connect.match(*pair, batch)
-        except UsageError as error:
-            raise UsageError(f"{self.name}: {error}") from error
-        return tuple(x.movedim(1, -1) if x.dim() == 4 else x for x in (own, target))
+        return tuple(x.movedim(1, -1) if x.dim() == 4 else x for x in self.matched(student, teacher, batch))
 
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         own, target = self._matched(student, teacher, batch)
