@@ -7,6 +7,7 @@ its own methods; what every bed has is below.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class Bed:
     def reference(self, run: Run) -> dict[str, float]:
         """Train the bed's own reference model with `run` and measure it on `run.split`."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The dataclass's fields, but for what `reference` must reach."""
+        return {key: value for key, value in asdict(self).items() if key != "expects"}
 
     def describe(self) -> dict[str, Any]:
         """What the ledger says about the bed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,8 +53,7 @@ class TurnedDigits(Bed):
         return ("mnist",)
 
     def digest(self) -> str:
-        settings = {key: value for key, value in asdict(self).items() if key != "expects"}
-        return digest({"data": self.task().digest(), "settings": settings, "version": 1})
+        return digest({"data": self.task().digest(), "settings": self.settings(), "version": 1})
 
     def domains(self) -> list[Turned]:
         return [Turned(angle) for angle in self.angles]

@@ -87,20 +87,16 @@ class ImageBed(Bed):
         return network.make(self.channels, len(self.groups) or 10)
 
     def digest(self) -> str:
-        return digest({"data": self.task().digest(), "settings": self._settings()})
+        return digest({"data": self.task().digest(), "settings": self.settings()})
 
     def describe(self) -> dict[str, Any]:
         task = self.task()
         sizes = {split: task.size(split) for split in task.splits()}
-        return super().describe() | {"data": self.dataset, "examples": sizes, "settings": self._settings()}
+        return super().describe() | {"data": self.dataset, "examples": sizes, "settings": self.settings()}
 
-    def _settings(self) -> dict[str, Any]:
-        own = {k: v for k, v in asdict(self).items() if k not in ("expects", "training", "teacher_training")}
-        for later in (
-            "imbalance",
-            "groups",
-            "region",
-        ):  # beds without them keep the digests they had before there were such
+    def settings(self) -> dict[str, Any]:
+        own = super().settings()
+        for later in ("imbalance", "groups", "region"):  # beds without them keep the digests they had before
             if own[later] == type(self).__dataclass_fields__[later].default:
                 del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,8 +104,7 @@ class PairBed(Bed):
         return _task(self.dataset, self.columns, self.vocabulary, self.length, self.train)
 
     def digest(self) -> str:
-        settings = {key: value for key, value in asdict(self).items() if key != "expects"}
-        return digest({"data": self.task().digest(), "settings": settings, "version": 1})
+        return digest({"data": self.task().digest(), "settings": self.settings(), "version": 1})
 
     def encoder(self, run: Run, layers: tuple[int, ...] | None = None) -> nn.Module:
         """A fresh encoder of the run's seed."""

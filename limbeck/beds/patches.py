@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,13 +81,10 @@ class PatchBed(Bed):
         return _task(self.dataset, self.size, self.crop, counts)
 
     def digest(self) -> str:
-        return digest({"data": self.task().digest(), "settings": self._settings()})
+        return digest({"data": self.task().digest(), "settings": self.settings()})
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"data": self.dataset, "settings": self._settings()}
-
-    def _settings(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "expects"}
+        return super().describe() | {"data": self.dataset, "settings": self.settings()}
 
     def network(self, depth: int, width: int) -> ViT:
         """An untrained vision transformer for these images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +59,7 @@ class RadioBed(Bed):
         return _task(self.length, (("train", self.train), ("validation", self.held), ("test", self.test)))
 
     def digest(self) -> str:
-        settings = {key: value for key, value in asdict(self).items() if key != "expects"}
-        return digest({"data": self.task().digest(), "settings": settings, "version": 1})
+        return digest({"data": self.task().digest(), "settings": self.settings(), "version": 1})
 
     def config(self, **changes: Any) -> TrainingConfig:
         settings = {"steps": self.steps, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01, "warmup": 0.1}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,11 +79,8 @@ class TransferBed(Bed):
     learning_rate: float = 0.05
     expects: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"accuracy": (0.5, 0.85)}, compare=False)
 
-    def _settings(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "expects"}
-
     def digest(self) -> str:
-        return digest({"data": self.task().digest(), "settings": self._settings(), "version": 1})
+        return digest({"data": self.task().digest(), "settings": self.settings(), "version": 1})
 
     def collections(self) -> tuple[str, ...]:
         return ("mnist", "cifar10")

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.experiments.catalogue import catalogue, entry, paper_files
 from limbeck.experiments.commands import mean_of
-from limbeck.report.page import POLICY
+from limbeck.report.shell import document
 from limbeck.report.svg import Scale, element, text
 
 WORDS = {"holds": "met", "does not hold": "missed", "inconclusive": "open", None: ""}
@@ -106,28 +106,13 @@ def page_of(folder: Path | None = None) -> str:
         "Each mark is one seed's paired difference, signed so that right of the line is better; the bar is the 95 % interval. "
         "Faint bars are shown but do not decide the verdict."
     )
-    report, place = Path(__file__).parent.parent / "report", Path(__file__).parent
-    style = report.joinpath("page.css").read_text(encoding="utf-8") + place.joinpath("papers.css").read_text(
-        encoding="utf-8"
-    )
-    script = report.joinpath("page.js").read_text(encoding="utf-8") + place.joinpath("papers.js").read_text(
-        encoding="utf-8"
-    )
-    top = (
-        '<meta charset="utf-8">'
-        + element("meta", http_equiv="Content-Security-Policy", content=POLICY)
-        + '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        + f"<title>Limbeck: papers</title><style>{style}</style>"
-    )
-    toggle = element("button", "Theme", type="button", id="theme", aria_label="Switch between light and dark")
     heading = element(
         "header", element("h1", "Papers, re-checked in miniature"), element("p", text(facts), class_="facts")
     )
     scroll = element("div", table, class_="scroll", tabindex=0, role="region", aria_label="All systems")
     main = element("main", heading, element("section", controls, element("p", text(hint), class_="hint"), scroll))
-    bar = element("div", element("nav", ""), toggle, class_="bar-top")
-    tip = '<div id="tip" role="tooltip" hidden></div>'
-    return f'<!doctype html>\n<html lang="en"><head>{top}</head><body>{bar}{main}{tip}<script>{script}</script></body></html>\n'
+    more = [Path(__file__).with_name(name) for name in ("papers.css", "papers.js")]
+    return document("Limbeck: papers", main, more=more)
 
 
 def _row(row: dict[str, Any], found: dict[str, Any] | None, here: bool, rank: int, families: list[str]) -> str:

@@ -97,3 +97,16 @@ def signal_layers(objective: Objective, name: str, value: Sequence[str], least: 
     for layer in layers:
         require_signal(objective, name, layer)
     return layers
+
+
+def example_index(name: str, batch: Batch, size: int) -> Tensor:
+    """batch["index"], the positions of its examples in the train split. name: of who asks; size: for how many examples it was made."""
+    index = batch.get("index")
+    if index is None:
+        raise UsageError(f"{name} needs batch['index'], the example's position; the batch has {sorted(batch)}")
+    if len(index) and int(index.max()) >= size:
+        raise UsageError(
+            f"{name} was made for {size} examples, and a batch has example {int(index.max())}: make it with "
+            "examples=task.size('train')"
+        )
+    return index

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from limbeck.measure.base import Measurement
-from limbeck.report.page import POLICY
+from limbeck.report.shell import document
 from limbeck.report.svg import element, text
 from limbeck.report.words import PERCENT, shown, signed, significant, spread, title
 
@@ -108,9 +108,6 @@ def comparison_page(found: Found) -> str:
     """The page: one HTML file that needs nothing but itself."""
     from limbeck.experiments.table import plot
 
-    report, place = Path(__file__).parent, Path(__file__).parent.parent / "experiments"
-    style = "".join(path.read_text(encoding="utf-8") for path in (report / "page.css", place / "papers.css"))
-    script = (report / "page.js").read_text(encoding="utf-8")
     arms = {
         row["name"]: {
             "seeds": {
@@ -150,14 +147,6 @@ def comparison_page(found: Found) -> str:
         for scale in row["scales"]
     ]
     second = _table([name.capitalize() for name, _, _ in _SCALES], scales)
-    top = (
-        '<meta charset="utf-8">'
-        + element("meta", http_equiv="Content-Security-Policy", content=POLICY)
-        + '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        + element("title", text(f"{found['name']}: objectives compared"))
-        + f"<style>{style}</style>"
-    )
-    toggle = element("button", "Theme", type="button", id="theme", aria_label="Switch between light and dark")
     facts = f"{len(found['seeds'])} seeds, {found['split']} split, {found['task']['metric']}"
     main = element(
         "main",
@@ -167,9 +156,11 @@ def comparison_page(found: Found) -> str:
         element("section", first, element("p", text(CAPTION), class_="hint")),
         element("section", element("h2", "Scales of the terms"), second, element("p", text(SCALES), class_="hint")),
     )
-    bar = element("div", element("nav", ""), toggle, class_="bar-top")
-    tip = '<div id="tip" role="tooltip" hidden></div>'
-    return f'<!doctype html>\n<html lang="en"><head>{top}</head><body>{bar}{main}{tip}<script>{script}</script></body></html>\n'
+    return document(
+        f"{found['name']}: objectives compared",
+        main,
+        more=[Path(__file__).parent.parent / "experiments" / "papers.css"],
+    )
 
 
 def _table(head: list[str], rows: list[str]) -> str:

@@ -15,10 +15,10 @@ from limbeck.report import sections
 from limbeck.report.headline import headline
 from limbeck.report.layers import layers
 from limbeck.report.report import Report
+from limbeck.report.shell import document
 from limbeck.report.svg import element, text
 from limbeck.report.training import training
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 SECTIONS = (
     ("stages", "Stages", sections.stages),
     ("tradeoffs", "Trade-offs", sections.tradeoffs),
@@ -49,20 +49,7 @@ def page(report: Mapping[str, Any] | Report) -> str:
         )
         for anchor, words, content in made
     )
-    folder = Path(__file__).parent
-    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    head = (
-        '<meta charset="utf-8">'
-        + element("meta", http_equiv="Content-Security-Policy", content=POLICY)
-        + '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        + element("title", text(f"{report.name}: Limbeck report"))
-        + f"<style>{style}</style>"
-    )
-    toggle = element("button", "Theme", type="button", id="theme", aria_label="Switch between light and dark")
-    top = element("div", element("nav", *links, aria_label="Sections"), toggle, class_="bar-top")
-    main = element("main", headline(report), *body)
-    tip = '<div id="tip" role="tooltip" hidden></div>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{top}{main}{tip}<script>{script}</script></body></html>\n'
+    return document(f"{report.name}: Limbeck report", element("main", headline(report), *body), links)
 
 
 def write_page(report: Mapping[str, Any] | Report, path: Path | str) -> None:

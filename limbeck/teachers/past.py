@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 from limbeck.files import digest
+from limbeck.objectives.checks import example_index
 from limbeck.objectives.divergences import log_probabilities
 from limbeck.signals import LOGITS, Signals
 from limbeck.teachers.frozen import FrozenTeacher
@@ -49,7 +50,7 @@ class PastPredictions:
             raise UsageError(f"PastPredictions remembers logits only, and {sorted(names - {LOGITS})} was asked for")
         if not names:
             return Signals({})
-        index = self._index(batch)
+        index = example_index("PastPredictions", batch, len(self.table.seen))
         found, seen = self.table.logits[index], self.table.seen[index]
         if not bool(seen.all()):
             found = torch.where(seen[:, None], found, self._labels(batch, found))
@@ -58,22 +59,9 @@ class PastPredictions:
     @torch.no_grad()
     def observe(self, batch: Mapping[str, Any], student: Signals) -> None:
         """Write down what the student predicts in this step."""
-        index = self._index(batch)
+        index = example_index("PastPredictions", batch, len(self.table.seen))
         self.table.logits[index] = log_probabilities(student.logits).to(self.table.logits.dtype)
         self.table.seen[index] = True
-
-    def _index(self, batch: Mapping[str, Any]) -> Tensor:
-        index = batch.get("index")
-        if index is None:
-            raise UsageError(
-                f"PastPredictions needs batch['index'], the example's position; the batch has {sorted(batch)}"
-            )
-        if len(index) and int(index.max()) >= len(self.table.seen):
-            raise UsageError(
-                f"PastPredictions was made for {len(self.table.seen)} examples, and a batch has example {int(index.max())}: "
-                "make it with examples=task.size('train')"
-            )
-        return index
 
     def _labels(self, batch: Mapping[str, Any], like: Tensor) -> Tensor:
         labels = batch.get("labels")

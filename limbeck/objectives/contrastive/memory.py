@@ -16,6 +16,7 @@ from limbeck.objectives import connectors as connect
 from limbeck.objectives import divergences, positions
 from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.checks import (
+    example_index,
     require_choice,
     require_connectors,
     require_positive,
@@ -92,7 +93,7 @@ class MemoryContrast(Objective):
             raise UsageError(f"{self.name}: the student has {len(own)} examples and the teacher {len(target)}")
         require_connectors(self, connectors, "student", "teacher", "bank")
         bank = connectors["bank"]
-        index, labels = self._index(batch, len(bank.classes)), self._labels(batch, len(own))
+        index, labels = example_index(self.name, batch, len(bank.classes)), self._labels(batch, len(own))
         own, target, weights = positions.present(batch, own, target)
         if not len(own):
             return positions.precise(own).sum() * 0
@@ -116,17 +117,6 @@ class MemoryContrast(Objective):
                 total = total + discrimination_loss(right, wrong, excluded, self.examples)
             bank.remember(index, labels, ours, theirs, self.momentum)
         return positions.mean(total, weights)
-
-    def _index(self, batch: Mapping[str, Any], size: int) -> Tensor:
-        index = batch.get("index")
-        if index is None:
-            raise UsageError(f"{self.name} needs batch['index'], the example's position; the batch has {sorted(batch)}")
-        if len(index) and int(index.max()) >= size:
-            raise UsageError(
-                f"{self.name} was made for {size} examples, and a batch has example {int(index.max())}: give "
-                "examples=task.size('train')"
-            )
-        return index
 
     def _labels(self, batch: Mapping[str, Any], count: int) -> Tensor:
         """The examples' classes; where they do not matter, -1."""

@@ -1,4 +1,4 @@
-"""The paper file of pld: its arms run, spend alike, and are what the paper says."""
+"""The paper files of PLD and SinKD: their arms run, spend alike, and are what the papers say."""
 
 from dataclasses import replace
 
@@ -6,17 +6,22 @@ import pytest
 from arms import assert_alike, run_arms
 
 from limbeck.beds.images import DIGITS
-from limbeck.papers.pld import paper
+from limbeck.papers import pld, sinkd
 
 TINY = replace(DIGITS, teacher_training=replace(DIGITS.teacher_training, epochs=1))
 
 
+@pytest.fixture(scope="module", params=[pld.paper, sinkd.paper], ids=["pld", "sinkd"])
+def paper(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(paper, tmp_path_factory):
     return run_arms(paper, tmp_path_factory.mktemp("store"), bed=TINY, steps=3)
 
 
-def test_every_arm_runs_and_spends_alike(results):
+def test_every_arm_runs_and_spends_alike(paper, results):
     assert_alike(paper, results)
 
 
@@ -25,5 +30,5 @@ def test_all_but_the_control_have_a_teacher(results):
     assert taught == set(results) - {"control"}
 
 
-def test_the_arms_differ(results):
+def test_the_arms_differ(paper, results):
     assert len({found["loss"] for found, _ in results.values()}) == len(paper.arms)
