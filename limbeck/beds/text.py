@@ -129,7 +129,7 @@ class TextBed(Bed):
 
     def teacher(self, run: Run, seed: int = 0) -> Encoder:
         """The reference, trained once for all arms."""
-        key = {"bed": self.digest(), "settings": self._settings(), "what": "teacher", "seed": seed, "version": 1}
+        key = {"bed": self.digest(), "settings": self.settings(), "what": "teacher", "seed": seed, "version": 1}
         return run.trained(key, self.encoder, lambda model: self._learn(run, model, seed=seed, counted=False))
 
     def pretrained(self, run: Run, seed: int = 0) -> Encoder:
@@ -175,7 +175,7 @@ class TextBed(Bed):
             model.load_state_dict(self.pretrained(run).state_dict())
         return self.fit(run, model, steps=self.steps, **how)
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "lowest"}
 
 

@@ -29,4 +29,4 @@ def test_answers_are_stored_for_every_epoch(results):
 
 def test_regions_are_part_of_the_bed():
     assert "region 0.3 to 1.0" in TINY.task().augmentation
-    assert TINY.digest() != DIGITS.digest() and "region" not in DIGITS._settings()
+    assert TINY.digest() != DIGITS.digest() and "region" not in DIGITS.settings()
