@@ -5,6 +5,7 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.masked_distillation import DistilMaskedImages
 from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
@@ -18,6 +19,7 @@ __all__ = [
     "Communication",
     "Constrained",
     "Distil",
+    "DistilMaskedImages",
     "GradientNormBalance",
     "History",
     "Losses",
