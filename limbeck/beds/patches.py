@@ -45,15 +45,16 @@ class Negative(nn.Module):
 class PatchBed(Bed):
     """Images in patches, teachers and a student.
 
-    dataset, size, crop: see `ImageClassification`. patch: side of a patch. train: images without labels, labelled: those of them whose
-    labels fine-tuning has. teacher, student: (depth, width); heads: of both. Steps: masked and supervised of the teachers, distilling
-    and tuning of a student. negatives: whether fine-tuning and measuring are on negatives. unit_start: whether networks begin with `limbeck.models.initialize.unit_variance`; with the usual first weights networks
-this narrow learn little, and differently with every seed.
+        dataset, size, crop: see `ImageClassification`. patch: side of a patch. train: images without labels, labelled: those of them whose
+        labels fine-tuning has. teacher, student: (depth, width); heads: of both. Steps: masked and supervised of the teachers, distilling
+        and tuning of a student. negatives: whether fine-tuning and measuring are on negatives. unit_start: whether networks begin with `limbeck.models.initialize.unit_variance`; with the usual first weights networks
+    this narrow learn little, and differently with every seed.
 
-        bed.masked(run), bed.supervised(run)       the two teachers, from the store
-        bed.new_student(run)                       an untrained student of the run's seed
-        bed.distil(run, student, objective, teacher)   on the images without labels, counted
-        bed.tuned(run, student)                    fine-tune on the few labels, counted, and measure
+            bed.masked(run), bed.supervised(run)       the two teachers, from the store
+            bed.fine_tuned(run)                        the first after it saw the few labels
+            bed.new_student(run)                       an untrained student of the run's seed
+            bed.distil(run, student, objective, teacher)   on the images without labels, counted
+            bed.tuned(run, student)                    fine-tune on the few labels, counted, and measure
     """
 
     name: str
@@ -123,6 +124,21 @@ this narrow learn little, and differently with every seed.
         """The teacher that learnt from the labels of all images."""
         return self._taught(run, "supervised", self.supervised_steps, lambda m: Distil(m, None, CrossEntropy()))
 
+    def fine_tuned(self, run: Run) -> ViT:
+        """The masked teacher after it learnt from the few labels, as students do, on the images themselves."""
+        source, config = self.masked(run), self.config(self.tuning_steps, limit=self.labelled)
+        key = {"kind": "patch teacher, fine-tuned", "version": 1, "bed": self.digest()}
+
+        def make() -> ViT:
+            model = self.network(*self.teacher)
+            model.load_state_dict(source.state_dict())
+            return model
+
+        def train(model: ViT) -> None:
+            run.train(Distil(model, None, CrossEntropy()), self.task(), config, seed=0, counted=False)
+
+        return run.trained(key, make, train)
+
     def new_student(self, run: Run) -> ViT:
         return run.fresh(lambda: self.network(*self.student))
 
@@ -132,12 +148,14 @@ this narrow learn little, and differently with every seed.
         run.train(Distil(student, teacher, objective), self.task(), self.config(steps, **changes))
         return student
 
-    def tuned(self, run: Run, student: nn.Module, **changes: Any) -> dict[str, float]:
-        """Fine-tune on the few labels, for `tuning_steps` unless changed, and measure on the run's split."""
+    def tuned(
+        self, run: Run, student: nn.Module, objective: Objective | None = None, teacher: Any = None, **changes: Any
+    ) -> dict[str, float]:
+        """Fine-tune on the few labels, or on `objective` with a teacher, for `tuning_steps` unless changed, and measure on the run's split."""
         model = Negative(student) if self.negatives else student
         steps = changes.pop("steps", self.tuning_steps)
         settings = {"limit": self.labelled, **changes}
-        run.train(Distil(model, None, CrossEntropy()), self.task(), self.config(steps, **settings))
+        run.train(Distil(model, teacher, objective or CrossEntropy()), self.task(), self.config(steps, **settings))
         run.record(parameters=sum(parameter.numel() for parameter in student.parameters()))
         with evaluating(model):
             return self.task().evaluate(lambda batch: model(batch["pixel_values"]), split=run.split)

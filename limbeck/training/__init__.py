@@ -11,6 +11,7 @@ from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.sharpness import SharpnessAware
+from limbeck.training.sparse_tuning import SparseDelta, SparseTuning, most_changed, rewind, weights_of
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
 
@@ -29,6 +30,8 @@ __all__ = [
     "Online",
     "Procedure",
     "SharpnessAware",
+    "SparseDelta",
+    "SparseTuning",
     "State",
     "Supervised",
     "TaskLoss",
@@ -36,4 +39,7 @@ __all__ = [
     "TrainingConfig",
     "TwoViews",
     "UncertaintyBalance",
+    "most_changed",
+    "rewind",
+    "weights_of",
 ]

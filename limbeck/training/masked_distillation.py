@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import UsageError
-from limbeck.models.vit import ViT, VisiblePatches
+from limbeck.models.vit import VisiblePatches, ViT
 from limbeck.objectives.base import Loss, Objective
 from limbeck.signals import LOGITS, Tap, model_inputs
 from limbeck.teachers.frozen import FrozenTeacher
@@ -41,7 +41,9 @@ class DistilMaskedImages(MaskedImages):
     def __init__(self, encoder: ViT, teacher: ViT, objective: Objective, *, reconstruction: float = 1.0, **masked: Any):
         super().__init__(encoder, **masked)
         if isinstance(reconstruction, bool) or not 0 <= reconstruction < math.inf:
-            raise UsageError(f"DistilMaskedImages: reconstruction={reconstruction!r} must be a finite weight, 0 or more")
+            raise UsageError(
+                f"DistilMaskedImages: reconstruction={reconstruction!r} must be a finite weight, 0 or more"
+            )
         if not isinstance(objective, Objective) or not objective.reads.student or not objective.reads.teacher:
             raise UsageError("DistilMaskedImages: objective must read hidden states of both sides, such as Hint")
         if LOGITS in objective.reads.student | objective.reads.teacher:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.models.layers import Block, initialize
-from limbeck.models.vit import ViT, VisiblePatches
+from limbeck.models.vit import VisiblePatches, ViT
 from limbeck.objectives import positions
 from limbeck.objectives.base import Loss
 from limbeck.signals import model_inputs
