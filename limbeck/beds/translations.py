@@ -7,6 +7,7 @@ which is a language of its own to whoever reads tokens. The task is what a capti
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.beds.base import Bed
-from limbeck.beds.pairs import recall
+from limbeck.beds.pairs import contrast, recall_at_one
 from limbeck.datasets.load import load
 from limbeck.datasets.tokenize import padding_token, text_column, train_tokenizer
 from limbeck.experiments.run import Run
@@ -169,9 +170,9 @@ class TranslationBed(Bed):
         rows = {key: torch.stack([value[every, first], value[every, second]], 1) for key, value in stacked.items()}
         rows["labels"] = torch.zeros(len(first), dtype=torch.long)
         seen = self._seen()
-        cuts = {"train": slice(seen), "validation": slice(seen, seen + 500), "test": slice(seen + 500, seen + 1000)}
+        cuts = {"train": every[:seen], "validation": every[seen::2][:500], "test": every[seen + 1 :: 2][:500]}
         split = {name: {key: value[cut] for key, value in rows.items()} for name, cut in cuts.items()}
-        return self._task(split, "translations", metric=_recall, metric_name="recall@1", loss=_contrast)
+        return self._task(split, "translations", metric=recall_at_one, metric_name="recall@1", loss=contrast)
 
     def encoder(self, depth: int | None = None) -> Encoder:
         """An untrained encoder; by default as deep as the multilingual one."""
@@ -215,8 +216,6 @@ class TranslationBed(Bed):
 
     def reference(self, run: Run) -> dict[str, float]:
         """The multilingual encoder fine-tuned on labels of the source language: accuracy there, and `other`, the mean over the others."""
-        import copy
-
         model = copy.deepcopy(self.multilingual(run))
         run.train(Supervised(model, self.topics(self.source)), self.topics(self.source), self.config(self.tuning_steps))
         found = {name: self.measure(run, model, name)["accuracy"] for name in self.languages}
@@ -224,16 +223,6 @@ class TranslationBed(Bed):
         return {"accuracy": own, "other": sum(found.values()) / len(found)} | {
             f"accuracy in {k}": v for k, v in found.items()
         }
-
-
-def _recall(pairs: Tensor, _: Tensor) -> float:
-    return recall(pairs)
-
-
-def _contrast(pairs: Tensor, _: Tensor) -> Tensor:
-    from limbeck.signals import Signals
-
-    return PairedContrast()(Signals({"logits": pairs}), Signals({}), {}).value
 
 
 CAPTIONS = TranslationBed(expects={"accuracy": (0.8, 1.0), "other": (0.6, 1.0)})
