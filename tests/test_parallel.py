@@ -18,7 +18,7 @@ def test_results_come_with_their_keys_and_threads_are_shared(monkeypatch):
 
 def test_a_failure_is_raised_after_the_others():
     done = {}
-    with pytest.raises(ValueError, match="math|nonnegative|expected"), processes(1) as run:
+    with pytest.raises(ValueError, match=r"math|nonnegative|expected"), processes(1) as run:
         for key, value in run(math.sqrt, {"good": (4.0,), "bad": (-1.0,)}):
             done[key] = value
     assert done == {"good": 2.0}
