@@ -3,6 +3,7 @@
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.folding import FoldBatchNorm
+from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
@@ -10,6 +11,7 @@ from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
 
 __all__ = [
+    "GPTQ",
     "BucketQuantizer",
     "Bucketed",
     "FoldBatchNorm",
