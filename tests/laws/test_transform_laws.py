@@ -85,6 +85,7 @@ TRANSFORMS = {
     "Replace": (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 32, "hidden": 16}), None, True),
     "FoldBatchNorm": (FoldBatchNorm(), FoldBatchNorm(), True),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
+    "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
