@@ -2,6 +2,7 @@
 
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
@@ -10,8 +11,11 @@ from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
 
 __all__ = [
+    "AWQ",
     "BucketQuantizer",
     "Bucketed",
+    "ClipWeights",
+    "Equalize",
     "FoldBatchNorm",
     "IntegerGrid",
     "Packed",
@@ -22,6 +26,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "Rotate",
+    "SmoothQuant",
     "finish_qat",
     "kernel_table",
     "on_buckets",
