@@ -6,6 +6,7 @@ from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate,
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
+from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
@@ -18,6 +19,7 @@ __all__ = [
     "Equalize",
     "FoldBatchNorm",
     "IntegerGrid",
+    "MixedPrecision",
     "Packed",
     "PerChannel",
     "PerGroup",

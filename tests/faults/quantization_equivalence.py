@@ -18,4 +18,10 @@ FAULTS = [
     ("rotation: norm's bias dropped", ROTATE, "reader.bias.double() + bias @ weight", "reader.bias.double()", TESTS),
     ("rotation: heads' output turned back", ROTATE, 'torch.einsum("gij,gri...->grj...", turns, heads)', 'torch.einsum("gji,gri...->grj...", turns, heads)', TESTS),
     ("layout: a tied head is scaled", "quantization/equivalence/layouts.py", "        if others:\n            left |=", "        if False:\n            left |=", TESTS),
+    ("allocation: budget of the solver dropped", "search/allocate.py", "LinearConstraint(cost / unit, -np.inf, budget / unit)", "LinearConstraint(cost / unit, -np.inf, np.inf)", "tests/search/test_allocate.py"),
+    ("allocation: frontier ignores the rest", "search/allocate.py", "total[order] + later <= budget", "total[order] <= budget", "tests/search/test_allocate.py"),
+    ("Hutchinson: signs that are never negative", "search/sensitivity.py", "generator=draws) * 2.0 - 1.0", "generator=draws) * 1.0", "tests/search/test_sensitivity.py"),
+    ("output KL the other way round", "search/sensitivity.py", "kl_divergence(expected, log_probabilities(first_tensor(call(model, batch))))", "kl_divergence(log_probabilities(first_tensor(call(model, batch))), expected)", "tests/search/test_sensitivity.py"),
+    ("mixed precision: bits for bytes", "quantization/mixed_precision.py", "made.weight.numel() * width / 8", "made.weight.numel() * width", "tests/quantization/test_mixed_precision.py"),
+    ("mixed precision: Hessian without the rounding error", "quantization/mixed_precision.py", "float((value - own[path]).double().square().sum())", "float(own[path].double().square().sum())", "tests/quantization/test_mixed_precision.py"),
 ]  # fmt: skip

@@ -30,7 +30,16 @@ from limbeck.pruning import (
     Sparsify,
     Taylor,
 )
-from limbeck.quantization import AWQ, ClipWeights, Equalize, FoldBatchNorm, Quantize, Rotate, SmoothQuant
+from limbeck.quantization import (
+    AWQ,
+    ClipWeights,
+    Equalize,
+    FoldBatchNorm,
+    MixedPrecision,
+    Quantize,
+    Rotate,
+    SmoothQuant,
+)
 from limbeck.signals import call, first_tensor
 
 SMALL = {"batches": 2, "batch_size": 4}
@@ -89,6 +98,7 @@ TRANSFORMS = {
     "ClipWeights": (ClipWeights(4, 16, batch_size=4), ClipWeights(4, 16, steps=1, batch_size=4), True),
     "Equalize": (Equalize(("value", "relu")), Equalize(("value", "relu")), True),
     "Rotate": (Rotate(), Rotate(), True),
+    "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
