@@ -4,6 +4,7 @@ from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
+from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.mixed_precision import MixedPrecision
@@ -13,6 +14,7 @@ from limbeck.quantization.quantize import Quantize
 
 __all__ = [
     "AWQ",
+    "GPTQ",
     "BucketQuantizer",
     "Bucketed",
     "ClipWeights",

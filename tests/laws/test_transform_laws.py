@@ -100,6 +100,7 @@ TRANSFORMS = {
     "Rotate": (Rotate(), Rotate(), True),
     "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
+    "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
