@@ -26,6 +26,9 @@ KINDS: dict[str, tuple[int, str]] = {
     "quantize": (1, "limbeck.quantization.quantize:apply"),
     "replace": (1, "limbeck.conversion.replace:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),
+    "rescale": (1, "limbeck.quantization.equivalence.folds:apply"),
+    "rotate": (1, "limbeck.quantization.equivalence.rotate:apply"),
+    "clip_weights": (1, "limbeck.quantization.equivalence.awq:apply_clip"),
     "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
     "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }

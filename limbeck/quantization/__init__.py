@@ -5,6 +5,7 @@ from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.formats import (
@@ -21,6 +22,7 @@ from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
+from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
 from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
@@ -28,12 +30,15 @@ from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "BinaryGrid",
     "BinarySum",
     "BucketQuantizer",
     "Bucketed",
     "CodebookGrid",
+    "ClipWeights",
+    "Equalize",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
@@ -44,6 +49,7 @@ __all__ = [
     "LogGrid",
     "MinifloatGrid",
     "NormalFloatGrid",
+    "MixedPrecision",
     "Packed",
     "PerChannel",
     "PerGroup",
@@ -54,6 +60,8 @@ __all__ = [
     "QuantizedLinear",
     "Quantizer",
     "TernaryGrid",
+    "Rotate",
+    "SmoothQuant",
     "finish_qat",
     "kernel_table",
     "named",
