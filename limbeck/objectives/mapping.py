@@ -250,7 +250,7 @@ class SortedTargets(Objective):
     they may be.
 
     Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs", 2024, section 3. Run
-    beside the authors' code on answers of equal length, value and gradient agree to 1e-8: like this it has no T^2 and takes the mean over
+    beside the authors' code on answers of equal length, value and gradient agree to 1e-8: it too has no T^2 and takes the mean over
     the positions of an answer, not the sum. Deviations: the mean over all positions, where their code averages each
     answer first, so that a position of a short answer counts more there; positions are aligned by the text that was read, where they count
     from the beginning of both answers and cut the longer one.
