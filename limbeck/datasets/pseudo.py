@@ -37,10 +37,10 @@ def perturbed(
     at = torch.arange(_count("perturbed", len(inputs) if count is None else count)) % len(inputs)
     scale = noise * float(inputs.double().std(correction=0))
     chosen = inputs[at]
-    return chosen + scale * torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype)
+    return chosen + scale * _normal(chosen.shape, chosen, generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassGaussians:
     """Each class as a normal distribution of low rank: x~ = mean_c + noise axes_c e,   e ~ N(0, I).
 
@@ -65,12 +65,14 @@ class ClassGaussians:
         """
         if (
             labels.shape != inputs.shape[:1]
+            or not inputs.is_floating_point()
             or isinstance(directions, bool)
             or not isinstance(directions, int)
             or directions < 0
         ):
             raise UsageError(
-                f"ClassGaussians: inputs {tuple(inputs.shape)}, labels {tuple(labels.shape)}, directions={directions!r} do not fit"
+                f"ClassGaussians: inputs {tuple(inputs.shape)} ({inputs.dtype}), labels {tuple(labels.shape)}, directions={directions!r} "
+                "must be float (N, ...), (N,) and a whole number of at least 0"
             )
         means, axes = [], []
         for label in range(int(labels.max()) + 1):
@@ -93,9 +95,14 @@ class ClassGaussians:
     def draw(self, count: int, noise: float = 1.0, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Pseudo-inputs (count, ...), class after class in turn, and their classes (count,)."""
         classes = torch.arange(_count("ClassGaussians.draw", count)) % len(self.means)
-        e = torch.randn(count, self.axes.shape[1], generator=generator, dtype=self.axes.dtype)
+        e = _normal((count, self.axes.shape[1]), self.axes, generator)
         moved = torch.einsum("nr,nrd->nd", e, self.axes.flatten(2)[classes])
         return self.means[classes] + noise * moved.reshape(count, *self.means.shape[1:]), classes
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draws of N(0, 1) made on the CPU, so that a seed gives the same ones for every device."""
+    return torch.randn(shape, generator=generator).to(like)
 
 
 def _count(owner: str, count: int) -> int:

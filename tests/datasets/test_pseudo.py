@@ -61,7 +61,7 @@ def test_nonsense_is_refused():
             ClassGaussians.of(inputs, labels, 1).draw(count)
     with pytest.raises(UsageError, match="class 0"):
         ClassGaussians.of(inputs, labels, 3)
-    with pytest.raises(UsageError, match="do not fit"):
+    with pytest.raises(UsageError, match="directions=1"):
         ClassGaussians.of(inputs, labels[:2], 1)
     with pytest.raises(UsageError, match="axes"):
         ClassGaussians(torch.zeros(2, 3), torch.zeros(2, 3))
