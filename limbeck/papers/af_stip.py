@@ -16,7 +16,8 @@ without labels.
 Miniature: a teacher of the digits 0 to 4; 3000 pseudo-inputs, drawn once, for a student of half its width; then 10 labels of each of the digits 5
 to 9. Noise 1: as strong as the images themselves. Baseline: white noise. Control: the images themselves, which nobody should see, with
 a margin of five points. Others: draws of each class's Gaussian, of 20 directions, so that no single image leaves its place; noise around the
-class means alone; and, for the new digits, a fresh student that spends all steps on them. Every teacher arm chooses among two temperatures.
+class means alone; and, for the new digits, a fresh student that spends all steps on them. Method, baseline and control choose among two temperatures. The noise was the first that
+was tried (seed 1000, validation: 0.961, with the images 0.984, with white noise 0.251).
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ paper = Paper(
     baseline=Arm(migrated, {"source": "white"}, TEMPERATURES, "white noise"),
     control=Arm(migrated, {"source": "images"}, TEMPERATURES, "the images themselves"),
     others={
-        "gaussians": Arm(migrated, {"source": "gaussians"}, TEMPERATURES, "draws of each class's Gaussian"),
-        "means": Arm(migrated, {"source": "means"}, TEMPERATURES, "class means and noise"),
+        "gaussians": Arm(migrated, {"source": "gaussians"}, about="draws of each class's Gaussian"),
+        "means": Arm(migrated, {"source": "means"}, about="class means and noise"),
         "scratch": Arm(migrated, {"source": None}, about="no teacher: all steps on the new labels"),
     },
     comparisons=(
