@@ -7,7 +7,6 @@ from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
-from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.formats import (
     BinaryGrid,
     LevelSet,
@@ -18,6 +17,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.lattices import LatticeGrid
@@ -36,8 +36,8 @@ __all__ = [
     "BinarySum",
     "BucketQuantizer",
     "Bucketed",
-    "CodebookGrid",
     "ClipWeights",
+    "CodebookGrid",
     "Equalize",
     "FoldBatchNorm",
     "FourthRootGrid",
@@ -48,8 +48,8 @@ __all__ = [
     "LevelSet",
     "LogGrid",
     "MinifloatGrid",
-    "NormalFloatGrid",
     "MixedPrecision",
+    "NormalFloatGrid",
     "Packed",
     "PerChannel",
     "PerGroup",
@@ -59,9 +59,9 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
-    "TernaryGrid",
     "Rotate",
     "SmoothQuant",
+    "TernaryGrid",
     "finish_qat",
     "kernel_table",
     "named",
