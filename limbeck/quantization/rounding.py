@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
-from limbeck.quantization.grids import SCALE_TYPES, Packed, PerChannel, PerGroup, PerTensor, Quantizer, parameter_shape
+from limbeck.quantization.grids import Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.hessian import LayerHessian, matrix
-from limbeck.quantization.packing import packed_length
 from limbeck.quantization.streaming import Segment, segments
 
 HESSIAN_TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -120,7 +119,7 @@ def rows_of(packed: Packed, counts: Sequence[int]) -> list[Packed]:
     return [Packed(*tensors, (count, *packed.shape[1:])) for count, tensors in zip(counts, zip(*parts))]
 
 
-def named(rounding: str | Rounding) -> Rounding | None:
+def as_rounding(rounding: str | Rounding) -> Rounding | None:
     """The method a name stands for, with its defaults; None for "nearest". Raises UsageError for an unknown one."""
     if isinstance(rounding, Rounding):
         return rounding
@@ -188,18 +187,12 @@ def to_text(packed: Packed) -> dict[str, str]:
         value = value.detach().cpu().contiguous()
         return base64.b64encode(value.flatten().view(torch.uint8).numpy().tobytes()).decode()
 
-    tensors = {"codes": packed.codes, "scale": packed.scale, "zero_point": packed.zero_point}
-    return {name: text(value) for name, value in tensors.items() if value is not None}
+    return {name: text(value) for name, value in packed.tensors.items()}
 
 
 def from_text(texts: Any, shape: tuple[int, int], quantizer: Quantizer, path: str) -> Packed:
     """The reverse of `to_text` for a weight matrix of this shape. Raises ArtifactError for text that does not fit."""
-    grid, scales = quantizer.grid, parameter_shape(shape, quantizer.granularity)
-    small = torch.int8 if grid.signed else torch.uint8
-    width, kind = (shape[1], small) if grid.bits == 8 else (packed_length(shape[1], grid.bits), torch.uint8)
-    forms = {"codes": ((shape[0], width), kind), "scale": (scales, SCALE_TYPES[quantizer.scale_type])}
-    if not grid.symmetric:
-        forms["zero_point"] = (scales, small)
+    forms = quantizer.layout(shape)
     try:
         if set(texts) != set(forms):
             raise ValueError(f"it has {sorted(texts)}, not {sorted(forms)}")
@@ -207,13 +200,9 @@ def from_text(texts: Any, shape: tuple[int, int], quantizer: Quantizer, path: st
         for name, (form, kind) in forms.items():
             raw = np.frombuffer(base64.b64decode(texts[name], validate=True), np.uint8).copy()
             made[name] = torch.from_numpy(raw).view(kind).reshape(form)
-        if not torch.isfinite(made["scale"].float()).all() or not (made["scale"].float() > 0).all():
-            raise ValueError("a scale is not positive")
-        packed = Packed(made["codes"], made["scale"], made.get("zero_point"), tuple(shape))
-        codes = quantizer.codes(packed).to(torch.int16)
-        if int(codes.min()) < grid.low or int(codes.max()) > grid.high:
-            raise ValueError("a code is not on the grid")
-    except (ValueError, TypeError, KeyError, RuntimeError, binascii.Error) as error:
+        packed = Packed(made["codes"], made.get("scale"), made.get("zero_point"), tuple(shape), made.get("codebook"))
+        quantizer.check(packed)
+    except (ArtifactError, ValueError, TypeError, KeyError, RuntimeError, binascii.Error) as error:
         raise ArtifactError(
             f"the rounded weight of {path!r} in the plan is damaged or has another size: {error}"
         ) from error
