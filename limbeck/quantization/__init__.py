@@ -1,8 +1,9 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
+from limbeck.quantization.activations import QuantizeSoftmax
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
-from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
@@ -27,9 +28,12 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "Quantize",
+    "QuantizeSoftmax",
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RepQuant",
+    "Reparameterize",
     "Rotate",
     "SmoothQuant",
     "finish_qat",
