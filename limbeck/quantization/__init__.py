@@ -6,6 +6,10 @@ from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
+from limbeck.quantization.activations import QuantizeSoftmax
+from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
+from limbeck.quantization.buckets import Bucketed, BucketQuantizer
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -56,9 +60,12 @@ __all__ = [
     "PerTensor",
     "PowerGrid",
     "Quantize",
+    "QuantizeSoftmax",
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RepQuant",
+    "Reparameterize",
     "Rotate",
     "SmoothQuant",
     "TernaryGrid",

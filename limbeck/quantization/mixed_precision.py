@@ -39,7 +39,8 @@ class MixedPrecision:
                     "hessian"  mean Hessian trace of the layer x |W - Q(W)|^2 (HAWQ-V2), from the task's loss
                     "noise"    of the layer's own output relative to its energy; linear layers only
     solver          "milp", "dynamic", or "evolution", which takes the KL of the whole quantized model as the loss, `evaluations` times
-    quantize        everything but the bits: granularity, activations, `only`, `ignore` ...
+    quantize        everything but the bits: granularity, activations, `only`, `ignore`, rounding (bits are chosen with rounding to the
+                    nearest, whatever it says) ...
     examples, batch_size, samples, seed   of the measurement: examples of the train split; draws of Hutchinson's estimator
 
     Sources: Cai et al., "ZeroQ", CVPR 2020, section 3.2; Dong et al., "HAWQ-V2", NeurIPS 2020. Raises BudgetError where the fewest bits
@@ -90,7 +91,7 @@ class MixedPrecision:
         widths = [width for width in self.bits if width != IDENTITY_BITS]
         if not widths:
             return Quantize(bits=IDENTITY_BITS).plan(model)
-        plan = dataclasses.replace(self.quantize, bits=widths[0]).plan(model, task)
+        plan = dataclasses.replace(self.quantize, bits=widths[0], rounding="nearest").plan(model, task)
         entries = plan.decisions["modules"]
         weights = {
             width: dataclasses.replace(self.quantize, bits=width).specification.to_json()["weight"] for width in widths
@@ -101,9 +102,12 @@ class MixedPrecision:
         found = self.choose(model, task, choices)
         chosen = {path: width for path, width in found.choice.items() if width != IDENTITY_BITS}
         left = {path: "the allocation keeps it in float" for path in entries if path not in chosen}
+        modules = {path: choices[path][width] for path, width in chosen.items()}
+        quantizers = {path: Specification.from_json(entry).quantizer for path, entry in modules.items()}
         decisions = {
             **plan.decisions,
-            "modules": {path: choices[path][width] for path, width in chosen.items()},
+            **self.quantize.rounded(model, task, quantizers),
+            "modules": modules,
             "left_alone": {**plan.decisions["left_alone"], **left},
             "allocation": {"cost": found.cost, "loss": found.loss},
         }

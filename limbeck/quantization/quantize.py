@@ -23,10 +23,10 @@ from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
 from limbeck.quantization.contract import Grid, Packed
-from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor
+from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
 from limbeck.quantization.named_grids import named, open_width
-from limbeck.quantization.rounding import Rounding, as_rounding, from_text, round_weights, to_text
+from limbeck.quantization.rounding import as_rounding, from_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
@@ -166,18 +166,17 @@ class Quantize:
         decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
         if self.activations == "static":
             decisions["calibration"] = self._calibration
-        if (rounding := as_rounding(self.rounding)) is not None:
-            decisions["rounding"] = describe(rounding)
-            decisions["data"] = self._rounded(model, task, rounding, list(chosen))
-        return Plan(KIND, decisions)
+        return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
 
-    def _rounded(self, model: nn.Module, task: Any, rounding: Rounding, paths: Sequence[str]) -> dict[str, Any]:
+    def rounded(self, model: nn.Module, task: Any, quantizers: Mapping[str, Quantizer]) -> dict[str, Any]:
+        """What a plan says of weights that are rounded otherwise than to the nearest; quantizers by path."""
+        if (rounding := as_rounding(self.rounding)) is None:
+            return {}
         if rounding.reads_data and task is None:
             raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
         batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
-        quantizer = self.specification.quantizer
-        packed = round_weights(model, batches, dict.fromkeys(paths, quantizer), rounding)
-        return {path: to_text(weight) for path, weight in packed.items()}
+        packed = round_weights(model, batches, quantizers, rounding)
+        return {"rounding": describe(rounding), "data": {path: to_text(weight) for path, weight in packed.items()}}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         if not any(path for path, _ in model.named_modules()):

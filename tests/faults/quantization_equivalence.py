@@ -24,4 +24,9 @@ FAULTS = [
     ("output KL the other way round", "search/sensitivity.py", "kl_divergence(expected, log_probabilities(first_tensor(call(model, batch))))", "kl_divergence(log_probabilities(first_tensor(call(model, batch))), expected)", "tests/search/test_sensitivity.py"),
     ("mixed precision: bits for bytes", "quantization/mixed_precision.py", "made.weight.numel() * width / 8", "made.weight.numel() * width", "tests/quantization/test_mixed_precision.py"),
     ("mixed precision: Hessian without the rounding error", "quantization/mixed_precision.py", "float((value - own[path]).double().square().sum())", "float(own[path].double().square().sum())", "tests/quantization/test_mixed_precision.py"),
+    ("logarithmic codes: floor of the exponent", "quantization/activations.py", "return torch.round(exponent).clamp(0, last)", "return torch.floor(exponent).clamp(0, last)", "tests/quantization/test_activations.py"),
+    ("logarithmic values: 0 forgotten", "quantization/activations.py", "if zero else values", "if False else values", "tests/quantization/test_activations.py"),
+    ("reparameterization: shift sign", "quantization/equivalence/reparameterize.py", "shifts[fold.source] = -scale * (zero - middle)", "shifts[fold.source] = scale * (zero - middle)", "tests/quantization/test_activations.py"),
+    ("reparameterization: zero points of another range", "quantization/equivalence/reparameterize.py", "torch.round(-low / scale)", "torch.round(low / scale)", "tests/quantization/test_activations.py"),
+    ("RepQuant: calibrated ranges kept", "quantization/equivalence/reparameterize.py", 'folded.decisions["ranges"].get(path, entry["input"])', 'entry["input"]', "tests/quantization/test_activations.py"),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from limbeck.quantization.equivalence.awq import AWQ, ClipWeights
 from limbeck.quantization.equivalence.folds import Fold
 from limbeck.quantization.equivalence.hadamard import hadamard, rotation
 from limbeck.quantization.equivalence.layouts import Layout, layout
+from limbeck.quantization.equivalence.reparameterize import Reparameterize, RepQuant
 from limbeck.quantization.equivalence.rotate import Rotate
 from limbeck.quantization.equivalence.smooth import Equalize, SmoothQuant
 
@@ -13,6 +14,8 @@ __all__ = [
     "Equalize",
     "Fold",
     "Layout",
+    "RepQuant",
+    "Reparameterize",
     "Rotate",
     "SmoothQuant",
     "hadamard",
