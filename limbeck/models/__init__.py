@@ -15,6 +15,7 @@ from limbeck.models.pretrained import load_pretrained, transformer
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.signal import signal_cnn, signal_transformer
+from limbeck.models.unet import unet
 from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
@@ -40,6 +41,7 @@ __all__ = [
     "signal_transformer",
     "student_encoder",
     "transformer",
+    "unet",
     "vit",
     "vq_autoencoder",
     "wide_resnet",
