@@ -154,6 +154,18 @@ def test_names_of_objectives(tmp_path):
     assert split_outside("a{b,c},'d,e'", ",") == ["a{b,c}", "'d,e'"]
 
 
+def test_a_file_may_hold_several_objectives(tmp_path):
+    file = tmp_path / "several.yaml"
+    file.write_text("labels: CrossEntropy\nsoft:\n  - {class: SoftTargets, temperature: 3, weight: 0.5}\n")
+    found = named_objectives(str(file), CrossEntropy())
+    assert found == {"labels": CrossEntropy(), "soft": 0.5 * SoftTargets(temperature=3)}
+    file.write_text("class: SoftTargets\ntemperature: 3\n")
+    assert named_objectives(str(file), CrossEntropy()) == {"several": SoftTargets(temperature=3)}
+    file.write_text("a: SoftTarget\n")
+    with pytest.raises(UsageError, match="SoftTargets"):
+        named_objectives(str(file), CrossEntropy())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
