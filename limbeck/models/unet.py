@@ -12,6 +12,7 @@ and the number of layers are free.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class UNet(nn.Module):
         sources = (channels, *widths[:-1])
         strides = (stride, *[1] * (len(widths) - 1))
         self.down = nn.ModuleList(stage(a, b, 3, s, layers) for a, b, s in zip(sources, widths, strides))
-        self.up = nn.ModuleList(stage(a + b, a, 3, 1, layers) for a, b in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(stage(a + b, a, 3, 1, layers) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -92,7 +92,7 @@ def test_a_model_that_knows_is_perfect_and_coarse_answers_are_resized(folder):
         return -100 * (red - torch.arange(3.0).reshape(1, 3, 1, 1)).abs()
 
     inside = task.evaluate(knows, "test")
-    assert inside["accuracy"] > 0.85 and list(inside)[0] == task.metric == "mean_iou"
+    assert inside["accuracy"] > 0.85 and next(iter(inside)) == task.metric == "mean_iou"
     whole = SemanticSegmentation(streets(folder), mean=(0, 0, 0), std=(1, 1, 1))
     assert whole.evaluate(knows, "test")["mean_iou"] == 1 and whole.evaluate(knows, "test")["loss"] < 1e-6
     small = whole.evaluate(lambda batch: torch.nn.functional.avg_pool2d(knows(batch), 4), "test")
