@@ -12,6 +12,7 @@ from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.multi_exit import exit_encoder
 from limbeck.models.pretrained import load_pretrained, transformer
+from limbeck.models.prototypes import prototype_resnet
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.signal import signal_cnn, signal_transformer
@@ -35,6 +36,7 @@ __all__ = [
     "mixture_gpt",
     "node_perceptron",
     "prefix_decoder",
+    "prototype_resnet",
     "resnet",
     "sentence_encoder",
     "signal_cnn",

@@ -252,4 +252,11 @@ FAULTS = [
         "inner, self.rate, higher=False)",
         "tests/training/test_training_meta.py",
     ),
+    (
+        "prototypes: labels of the enriched answer for the plain one",
+        "training/prototypes.py",
+        "self.student.answer(tokens, plain=True)",
+        "self.student.answer(tokens)",
+        "tests/training/test_training_prototypes.py",
+    ),
 ]
