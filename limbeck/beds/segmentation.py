@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.beds.base import Bed
+from limbeck.beds.taught import TaughtBed
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.models import unet
-from limbeck.objectives import AtPlaces, CrossEntropy, Objective
+from limbeck.objectives import AtPlaces, CrossEntropy
 from limbeck.signals import call, first_tensor
 from limbeck.tasks import SemanticSegmentation
 from limbeck.teachers import FrozenTeacher
-from limbeck.training import Distil, Procedure, TrainingConfig
+from limbeck.training import Distil, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationBed(Bed):
+class SegmentationBed(TaughtBed):
     """Images with masks, a student and a teacher.
 
     dataset, size, crop: see `SemanticSegmentation`. train, validation, test: how many images of each split, evenly spaced over it;
@@ -98,24 +98,9 @@ class SegmentationBed(Bed):
         made = run.trained(key, lambda: self.teacher.make(len(task.classes)), fit)
         return made.to(memory_format=torch.channels_last)
 
-    def distil(
-        self, run: Run, objective: Objective, teacher: Any = None, student: nn.Module | None = None, **changes: Any
-    ) -> dict[str, float]:
-        """Train a student to minimize the objective and measure it on the run's split.
-
-        teacher: a model or a teacher; None takes the bed's where the objective reads one. student: None makes the bed's.
-        changes: of the schedule.
-        """
-        if teacher is None and objective.reads.teacher:
-            teacher = FrozenTeacher(self.trained_teacher(run), self.teacher_training.precision)
-        return self.fit(run, Distil(student or self.new_student(run), teacher, objective), **changes)
-
-    def fit(self, run: Run, procedure: Procedure, **changes: Any) -> dict[str, float]:
-        """Run a procedure on the bed's schedule and measure its model."""
-        run.train(procedure, self.task(), self.config(**changes))
-        model = procedure.model()
-        run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
-        return self.measure(run, model)
+    def usual_teacher(self, run: Run) -> FrozenTeacher:
+        """The trained teacher, in the precision it was trained in."""
+        return FrozenTeacher(self.trained_teacher(run), self.teacher_training.precision)
 
     def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
         """`mean_iou`, `accuracy`, `class_accuracy` and `loss` on the run's split."""

@@ -26,7 +26,6 @@ from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import AtPlaces, AttentionTransfer, CrossEntropy, Hint, MaskedHints, Objective
 from limbeck.objectives.features.masks import overlap
 from limbeck.signals import capture
-from limbeck.teachers import FrozenTeacher
 from limbeck.training import Distil
 
 BED = CAMVID
@@ -61,9 +60,8 @@ def masked(
 ) -> dict[str, float]:
     """Labels and masked hints; key: who answers the teacher's queries, "student" (cooperative) or "teacher" (the teacher alone)."""
     objective = MaskedHints(MAP, masks=MASKS, weighting=weighting, key=key)
-    teacher = FrozenTeacher(bed.trained_teacher(run), bed.teacher_training.precision)
     images = next(bed.task().batches("train", 4))
-    procedure = Watched(bed.new_student(run), teacher, objective, weight, images)
+    procedure = Watched(bed.new_student(run), bed.usual_teacher(run), objective, weight, images)
     found = bed.fit(run, procedure, **changes)
     first, last = procedure.seen[0], procedure.seen[-1]
     made = {"overlap": overlap(last).mean() / (MASKS - 1), "change": (last - first).abs().mean()}
