@@ -18,6 +18,7 @@ from limbeck.measure.latency import (
 from limbeck.measure.memory import peak_memory_artifact, peak_memory_of, peak_memory_onnx
 from limbeck.measure.model import cost_model, cost_onnx, measure_model, measure_onnx
 from limbeck.measure.quality import Quality, assess, quality_onnx, quality_torch
+from limbeck.measure.segmentation import confusion_matrix, intersection_over_union, segmentation_metrics
 from limbeck.measure.simulated import reports_real_cost, simulated_modules
 from limbeck.measure.size import count_parameters, disk_bytes, layer_table, model_bytes, parameters, state_bytes
 
@@ -27,6 +28,7 @@ __all__ = [
     "Quality",
     "assess",
     "attention_patterns",
+    "confusion_matrix",
     "continuations",
     "cost_model",
     "cost_onnx",
@@ -37,6 +39,7 @@ __all__ = [
     "flops",
     "head_distance",
     "interleaved",
+    "intersection_over_union",
     "latency_onnx",
     "latency_torch",
     "layer_similarities",
@@ -54,6 +57,7 @@ __all__ = [
     "quality_onnx",
     "quality_torch",
     "reports_real_cost",
+    "segmentation_metrics",
     "simulated_modules",
     "state_bytes",
     "throughput_onnx",

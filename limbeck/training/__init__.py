@@ -9,6 +9,7 @@ from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
+from limbeck.training.prototypes import PrototypeBranch, PrototypeDistil
 from limbeck.training.sharpness import SharpnessAware
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
@@ -26,6 +27,8 @@ __all__ = [
     "OnViews",
     "Online",
     "Procedure",
+    "PrototypeBranch",
+    "PrototypeDistil",
     "SharpnessAware",
     "State",
     "Supervised",

@@ -266,4 +266,11 @@ FAULTS = [
         "for c in range(classes))",
         "tests/teachers/test_annotations.py",
     ),
+    (
+        "prototypes: labels of the enriched answer for the plain one",
+        "training/prototypes.py",
+        "self.student.answer(tokens, plain=True)",
+        "self.student.answer(tokens)",
+        "tests/training/test_training_prototypes.py",
+    ),
 ]
