@@ -211,6 +211,8 @@ CASES = {
     "embedding-cosine": Case(EmbeddingDistance(mean_squared_error=0.0, cosine=1.0)),
     "embedding-both-normalized": Case(EmbeddingDistance(cosine=0.5, normalize=True), TOKENS),
     "hint-smooth": Case(Hint("layer", loss="smooth_l1"), TOKENS),
+    "hint-unit": Case(Hint("layer", loss="l1", normalize=True), TOKENS),
+    "hint-unit-maps": Case(Hint("layer", normalize=True), MAPS),
     "hint-standardized": Case(Hint("layer", standardize=True), MAPS, distance=False),
     "at_tokens": Case(AtTokens(Hint("layer"), "kept"), constants=(("kept", torch.arange(2)),)),
     "hint-plain-norm": Case(Hint("layer", loss="norm"), TOKENS),
