@@ -1,14 +1,11 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
+from limbeck.quantization.activations import QuantizeSoftmax
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
-from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Rotate, SmoothQuant
-from limbeck.quantization.activations import QuantizeSoftmax
-from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
-from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
