@@ -1,6 +1,6 @@
 """Measuring: every number shown to a user comes from here, with its runs, spread, settings and what was really run."""
 
-from limbeck.measure.alignment import layer_similarities
+from limbeck.measure.alignment import layer_similarities, parameter_distance
 from limbeck.measure.attention import attention_patterns, head_distance, normalized_mutual_information
 from limbeck.measure.base import Measurement
 from limbeck.measure.environment import environment
@@ -47,6 +47,7 @@ __all__ = [
     "measure_onnx",
     "model_bytes",
     "normalized_mutual_information",
+    "parameter_distance",
     "parameters",
     "peak_memory_artifact",
     "peak_memory_of",
