@@ -17,6 +17,7 @@ from limbeck.measure.latency import (
 )
 from limbeck.measure.memory import peak_memory_artifact, peak_memory_of, peak_memory_onnx
 from limbeck.measure.model import cost_model, cost_onnx, measure_model, measure_onnx
+from limbeck.measure.probe import linear_probe
 from limbeck.measure.quality import Quality, assess, quality_onnx, quality_torch
 from limbeck.measure.simulated import reports_real_cost, simulated_modules
 from limbeck.measure.size import count_parameters, disk_bytes, layer_table, model_bytes, parameters, state_bytes
@@ -41,6 +42,7 @@ __all__ = [
     "latency_torch",
     "layer_similarities",
     "layer_table",
+    "linear_probe",
     "mean_exposure",
     "measure_latency",
     "measure_model",
