@@ -7,7 +7,8 @@ A plan's decisions:
      "left_alone": {path: reason},                          modules with weights that stay as they are
      "calibration": {...},                                  with static ranges: the settings they were calibrated with
      "rounding": {...},                                     the way of rounding, where it is not to the nearest
-     "data": {path: {"codes", "scale", "zero_point"}}}      what it found, see rounding.py
+     "data": {"weights": {path: {"codes", "scale", ...}},   what it found, see rounding.py,
+              "parameters": {name: values}}}                and new values of other parameters, where it tuned some
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, Packed, PerChannel, PerGroup, PerTensor
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
-from limbeck.quantization.rounding import Rounding, from_text, named, round_weights, to_text
+from limbeck.quantization.rounding import Rounding, as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
@@ -42,8 +43,8 @@ class Quantize:
     symmetric       weights around 0; None: yes with 8 bits or integer activations, no below 8 bits weight-only
     method          weight ranges: "minmax", or "mse" (`grids.mse_range`)
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
-    rounding        how weights are put on the grid: "nearest", "gptq", or an object such as GPTQ(damping=0.05); those that read
-                    data take the same `examples` as the ranges, and float activations
+    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
+                    as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
     scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
     compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
     only, ignore    patterns of module paths
@@ -95,7 +96,7 @@ class Quantize:
             )
         IntegerGrid(self.activation_bits)
         check_method(self.calibration, self.percentile)
-        named(self.rounding)
+        as_rounding(self.rounding)
         _ = self.specification.quantizer
 
     @property
@@ -143,18 +144,21 @@ class Quantize:
         decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
         if self.activations == "static":
             decisions["calibration"] = self._calibration
-        if (rounding := named(self.rounding)) is not None:
+        if (rounding := as_rounding(self.rounding)) is not None:
             decisions["rounding"] = describe(rounding)
-            decisions["data"] = self._rounded(model, task, rounding, list(chosen))
+            decisions["data"], tuned = self._rounded(model, task, rounding, list(chosen))
+            if tuned:
+                decisions["data"]["parameters"] = tuned
         return Plan(KIND, decisions)
 
-    def _rounded(self, model: nn.Module, task: Any, rounding: Rounding, paths: Sequence[str]) -> dict[str, Any]:
+    def _rounded(self, model: nn.Module, task: Any, rounding: Rounding, paths: Sequence[str]) -> tuple[dict, dict]:
         if rounding.reads_data and task is None:
             raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
         batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
         quantizer = self.specification.quantizer
-        packed = round_weights(model, batches, dict.fromkeys(paths, quantizer), rounding)
-        return {path: to_text(weight) for path, weight in packed.items()}
+        packed, tuned = round_weights(model, batches, dict.fromkeys(paths, quantizer), rounding)
+        texts = {path: to_text(weight) for path, weight in packed.items()}
+        return {"weights": texts}, {name: raw_text(value.float()) for name, value in tuned.items()}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         if not any(path for path, _ in model.named_modules()):
@@ -327,7 +331,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Replace every module the plan names by its quantized form. Scales and codes follow from the weights that are there, unless
     the plan has a way of rounding: then they are the plan's data, and without data (a lineage's plan) scales are NaN, so that a
     model whose weights are not loaded afterwards cannot pass for a rounded one."""
-    rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {})
+    rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {}).get("weights", {})
     for path, module, specification in entries(model, plan):
         reason = why_not(module)
         if reason is not None:
@@ -342,4 +346,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if rounded and packed is None:
             made.weight_scale.fill_(torch.nan)
         replace(model, path, made)
+    for name, text in plan.decisions.get("data", {}).get("parameters", {}).items():
+        try:
+            parameter = model.get_parameter(name)
+        except AttributeError as error:
+            raise ArtifactError(f"the quantization plan tunes {name!r}, which this model does not have") from error
+        with torch.no_grad():
+            parameter.copy_(raw_tensor(text, parameter.shape, torch.float32, name))
     return model
