@@ -1,12 +1,15 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
 from limbeck.quantization.activations import QuantizeSoftmax
+from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
+from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -20,6 +23,7 @@ from limbeck.quantization.formats import (
 from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.half_quadratic import HalfQuadratic
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
@@ -33,6 +37,11 @@ from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 __all__ = [
     "AWQ",
     "GPTQ",
+    "AdaRound",
+    "AffineGrid",
+    "BlockReconstruction",
+    "DecoupleQ",
+    "HalfQuadratic",
     "BinaryGrid",
     "BinarySum",
     "BucketQuantizer",

@@ -7,7 +7,8 @@ A plan's decisions:
      "left_alone": {path: reason},                          modules with weights that stay as they are
      "calibration": {...},                                  with static ranges: the settings they were calibrated with
      "rounding": {...},                                     the way of rounding, where it is not to the nearest
-     "data": {path: {"codes", "scale", "zero_point"}}}      what it found, see rounding.py
+     "data": {"weights": {path: {"codes", "scale", ...}},   what it found, see rounding.py,
+              "parameters": {name: values}}}                and new values of other parameters, where it tuned some
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from limbeck.quantization.contract import Grid, Packed
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
 from limbeck.quantization.named_grids import named, open_width
-from limbeck.quantization.rounding import as_rounding, from_text, round_weights, to_text
+from limbeck.quantization.rounding import as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
@@ -47,8 +48,8 @@ class Quantize:
     method          how weight scales are found: of integers "minmax" or "mse" (`grids.mse_range`), of others what the grid says; None: "minmax",
                     or the grid's first
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
-    rounding        how weights are put on the grid: "nearest", "gptq", or an object such as GPTQ(damping=0.05); those that read
-                    data take the same `examples` as the ranges, and float activations
+    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
+                    as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
     scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
     compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
     only, ignore    patterns of module paths
@@ -102,8 +103,7 @@ class Quantize:
         IntegerGrid(self.activation_bits)
         check_method(self.calibration, self.percentile)
         _ = self.specification.quantizer
-        if as_rounding(self.rounding) is not None and self._grid is not None:
-            raise UsageError(f"rounding={self.rounding!r} works on integer grids; drop it, or the grid {self.grid!r}")
+        as_rounding(self.rounding)
 
     @property
     def specification(self) -> Specification:
@@ -175,8 +175,11 @@ class Quantize:
         if rounding.reads_data and task is None:
             raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
         batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
-        packed = round_weights(model, batches, quantizers, rounding)
-        return {"rounding": describe(rounding), "data": {path: to_text(weight) for path, weight in packed.items()}}
+        packed, tuned = round_weights(model, batches, quantizers, rounding)
+        data: dict[str, Any] = {"weights": {path: to_text(weight) for path, weight in packed.items()}}
+        if tuned:
+            data["parameters"] = {name: raw_text(value.float()) for name, value in tuned.items()}
+        return {"rounding": describe(rounding), "data": data}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         if not any(path for path, _ in model.named_modules()):
@@ -351,7 +354,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Replace every module the plan names by its quantized form. Scales and codes follow from the weights that are there, unless
     the plan has a way of rounding: then they are the plan's data, and without data (a lineage's plan) scales are NaN, so that a
     model whose weights are not loaded afterwards cannot pass for a rounded one."""
-    rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {})
+    rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {}).get("weights", {})
     for path, module, specification in entries(model, plan):
         reason = why_not(module)
         if reason is not None:
@@ -366,4 +369,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if rounded and packed is None:
             made.weight_scale.fill_(torch.nan)
         replace(model, path, made)
+    for name, text in plan.decisions.get("data", {}).get("parameters", {}).items():
+        try:
+            parameter = model.get_parameter(name)
+        except AttributeError as error:
+            raise ArtifactError(f"the quantization plan tunes {name!r}, which this model does not have") from error
+        with torch.no_grad():
+            parameter.copy_(raw_tensor(text, parameter.shape, torch.float32, name))
     return model
