@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from limbeck.errors import UsageError, did_you_mean
 
@@ -82,6 +83,15 @@ def first_tensor(output: Any) -> Tensor:
         f"a module returned {type(output).__name__}, which holds no tensor that Limbeck can read: return a tensor, a "
         "tuple that starts with one, or an object with .logits, .sentence_embedding or .last_hidden_state"
     )
+
+
+def place_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class scores of a map (B, classes, h, w) as (B, H, W, classes), resized to `size` (H, W) where they have another (bilinear)."""
+    if logits.dim() != 4:
+        raise UsageError(f"class scores of shape {tuple(logits.shape)}; those of a map must be (B, classes, H, W)")
+    if tuple(logits.shape[2:]) != tuple(size):
+        logits = functional.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return logits.movedim(1, -1)
 
 
 @functools.lru_cache(maxsize=256)

@@ -281,4 +281,32 @@ FAULTS = [
         "target, own = (F.layer_norm(positions.precise(x), x.shape[-1:]) for x in (target, own))",
         "tests/objectives/test_objective_values.py",
     ),
+    (
+        "masked hints: who asks and who answers swapped",
+        "objectives/features/masks.py",
+        'connectors["masks"](asked[self.query], asked[self.key]',
+        'connectors["masks"](asked[self.key], asked[self.query]',
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "masked hints: the mask before the norm dropped",
+        "objectives/features/masks.py",
+        "masks.pow(3)",
+        "masks.square()",
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "masked hints: a mask overlaps with itself",
+        "objectives/features/masks.py",
+        "(masks.sum(1).square().sum(1) - squares)",
+        "masks.sum(1).square().sum(1)",
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "at places: classes are not last",
+        "signals.py",
+        "return logits.movedim(1, -1)",
+        "return logits.transpose(1, -1)",
+        "tests/objectives/test_places.py",
+    ),
 ]

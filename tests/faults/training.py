@@ -287,4 +287,25 @@ FAULTS = [
         "inner, self.rate, higher=False)",
         "tests/training/test_training_meta.py",
     ),
+    (
+        "annotations: rows in the order of the batch",
+        "teachers/annotations.py",
+        "self.tables[name][index] for",
+        "self.tables[name][: len(index)] for",
+        "tests/teachers/test_annotations.py",
+    ),
+    (
+        "annotations: the set's own classes among the others",
+        "teachers/annotations.py",
+        "for c in range(classes) if c not in entry)",
+        "for c in range(classes))",
+        "tests/teachers/test_annotations.py",
+    ),
+    (
+        "prototypes: labels of the enriched answer for the plain one",
+        "training/prototypes.py",
+        "self.student.answer(tokens, plain=True)",
+        "self.student.answer(tokens)",
+        "tests/training/test_training_prototypes.py",
+    ),
 ]
