@@ -26,7 +26,6 @@ from torch import Tensor
 from limbeck.errors import UsageError
 from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.contract import Packed
-from limbeck.quantization.granularity import PerTensor
 from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.hessian import matrix, output_error
 from limbeck.quantization.reconstruction import block_loss, block_outputs, inside, reconstruct
