@@ -8,8 +8,8 @@ from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
-from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.decoupled import DecoupleQ
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -39,19 +39,19 @@ __all__ = [
     "GPTQ",
     "AdaRound",
     "AffineGrid",
-    "BlockReconstruction",
-    "DecoupleQ",
-    "HalfQuadratic",
     "BinaryGrid",
     "BinarySum",
+    "BlockReconstruction",
     "BucketQuantizer",
     "Bucketed",
     "ClipWeights",
     "CodebookGrid",
+    "DecoupleQ",
     "Equalize",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
+    "HalfQuadratic",
     "IntegerGrid",
     "LatticeGrid",
     "LevelGrid",

@@ -70,7 +70,7 @@ FITTING = {  # what does not fit every architecture: the model, and the transfor
     "rotated": ("gpt", (Rotate(), Quantize(bits=4, weights=8, activations=None))),
     "rotated encoder": ("encoder", (Rotate(seed=3),)),
     "clipped": ("transformer", (ClipWeights(bits=3, weights=8), Quantize(bits=3, weights=8, activations=None))),
-    "vocabulary": ("encoder", (TrimVocabulary(tokens=tuple(range(40))[::2] + (39,)),)),
+    "vocabulary": ("encoder", (TrimVocabulary(tokens=(*tuple(range(40))[::2], 39)),)),
     "attention weights": ("vit", (QuantizeSoftmax(bits=4), Quantize())),
     "reparameterized": ("vit", (RepQuant(examples=8, batch_size=4),)),
     "rounded by data": ("gpt", (Quantize(bits=3, weights=8, activations=None, rounding="gptq"),)),
