@@ -156,7 +156,7 @@ def _target_task(bed: TransferBed) -> CustomTask:
     splits = bed._target()
     images, _ = splits["train"]
     few, known = bed.labelled_examples()
-    images = torch.cat([*[few] * bed.repeats, images[-bed.unlabelled :]])
+    images = torch.cat([*[few] * bed.repeats, images[len(images) - bed.unlabelled :]])
     labels = torch.cat([*[known] * bed.repeats, torch.full((bed.unlabelled,), -100)])
     return CustomTask(splits | {"train": (images, labels)}, classes=5, name="digits 5-9")
 

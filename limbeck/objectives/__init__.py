@@ -1,6 +1,6 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
-from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adapters import AtPlaces, OnSignal, PriorAdjusted, Scheduled, WhereCorrect
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.exits import AtExit
@@ -9,6 +9,7 @@ from limbeck.objectives.features import (
     EmbeddingDistance,
     Hint,
     MarginHint,
+    MaskedHints,
     NeuronSelectivity,
     NormDirection,
     ReviewHints,
@@ -68,6 +69,7 @@ __all__ = [
     "AdaptiveKL",
     "AngleRelations",
     "AtExit",
+    "AtPlaces",
     "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
@@ -96,6 +98,7 @@ __all__ = [
     "MappedClasses",
     "MappedTokens",
     "MarginHint",
+    "MaskedHints",
     "MatrixOrientation",
     "MeanSquaredError",
     "MemoryContrast",

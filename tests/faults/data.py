@@ -92,4 +92,11 @@ FAULTS = [
         "torch.rot90(images, -turns, (2, 3))",
         "tests/datasets/test_datasets_augment.py",
     ),
+    (
+        "segmentation: what comes into a moved mask is a class",
+        "tasks/segmentation.py",
+        "[images, 255 - masks[:, None]], 1), self.crop, self.flip, augment)\n            images, masks = moved[:, :3], 255 - moved[:, 3]",
+        "[images, masks[:, None]], 1), self.crop, self.flip, augment)\n            images, masks = moved[:, :3], moved[:, 3]",
+        "tests/tasks/test_tasks_segmentation.py",
+    ),
 ]

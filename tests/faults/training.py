@@ -113,6 +113,27 @@ FAULTS = [
         "tests/training/test_training_masked_images.py",
     ),
     (
+        "distilled masked images: student and teacher see other patches",
+        "training/masked_distillation.py",
+        "student = tap(seen)",
+        "student = tap(self._shown(batch))",
+        "tests/training/test_training_masked_distillation.py",
+    ),
+    (
+        "distilled masked images: pixels unweighted",
+        "training/masked_distillation.py",
+        "self.weighted * value + learnt.value",
+        "value + learnt.value",
+        "tests/training/test_training_masked_distillation.py",
+    ),
+    (
+        "partial pass: never ends",
+        "signals.py",
+        "if self.partial and self._captured",
+        "if False and self._captured",
+        "tests/test_signals.py",
+    ),
+    (
         "communication: the second round repeats the first",
         "training/communication.py",
         "spoken = answer",
@@ -265,5 +286,12 @@ FAULTS = [
         "for c in range(classes) if c not in entry)",
         "for c in range(classes))",
         "tests/teachers/test_annotations.py",
+    ),
+    (
+        "prototypes: labels of the enriched answer for the plain one",
+        "training/prototypes.py",
+        "self.student.answer(tokens, plain=True)",
+        "self.student.answer(tokens)",
+        "tests/training/test_training_prototypes.py",
     ),
 ]
