@@ -10,6 +10,7 @@ import codecs
 import copy
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.beds.base import Bed
-from limbeck.beds.pairs import contrast, recall_at_one
 from limbeck.datasets.load import load
 from limbeck.datasets.tokenize import padding_token, text_column, train_tokenizer
 from limbeck.experiments.run import Run
 from limbeck.files import digest
 from limbeck.models.encoder import Encoder, encoder
 from limbeck.models.initialize import unit_variance
-from limbeck.objectives import PairedContrast
 from limbeck.tasks.custom import CustomTask
 from limbeck.training import Supervised, TrainingConfig
 
@@ -45,17 +44,20 @@ def topic_of(caption: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-class SentencePairs(nn.Module):
-    """Pairs of texts as the mean states of an encoder: input_ids, attention_mask (B, 2, L) -> (B, 2, width)."""
+def content_words(captions: Sequence[str], count: int) -> list[str]:
+    """The `count` most frequent words of four letters or more; ties by the alphabet."""
+    found = Counter(word for caption in captions for word in set(re.findall("[a-z]{4,}", caption.lower())))
+    return sorted(found, key=lambda word: (-found[word], word))[:count]
 
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.encoder = encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        ids, mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
-        states, share = self.encoder.states(ids, mask), mask[..., None].float()
-        return ((states * share).sum(1) / share.sum(1).clamp_min(1)).unflatten(0, (-1, 2))
+def hits(logits: Tensor, labels: Tensor) -> float:
+    """The share of the three likeliest words that the English caption has.  (B, words) each"""
+    return labels.gather(1, logits.topk(3, 1).indices).float().mean().item()
+
+
+def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over words, mean over captions.  (B, words) each"""
+    return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ class _Captions:
     ids: dict[str, Tensor]  # language to (captions, L)
     masks: dict[str, Tensor]
     labels: Tensor  # (captions,), -100 where a caption has no topic
+    words: Tensor  # (captions, words), 1.0 where the English caption has the word
     size: int  # of the vocabulary
     special: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=2)
 def _captions(
-    dataset: str, languages: tuple[str, ...], vocabulary: int, length: int, count: int, held: int
+    dataset: str, languages: tuple[str, ...], vocabulary: int, length: int, count: int, held: int, words: int
 ) -> _Captions:
     rows, texts = load(dataset)["train"].select(range(count)), {}
     for language in languages:
@@ -85,10 +88,13 @@ def _captions(
         for at, row in enumerate(tokenizer(some, truncation=True, max_length=length, verbose=False)["input_ids"]):
             whole[at, : len(row)], mask[at, : len(row)] = torch.tensor(row), 1
         ids[language], masks[language] = whole, mask
-    names = list(TOPICS)
-    topics = [topic_of(text) for text in text_column(rows, dataset, "train", "en")]
+    names, english = list(TOPICS), text_column(rows, dataset, "train", "en")
+    topics = [topic_of(text) for text in english]
     labels = torch.tensor([-100 if topic is None else names.index(topic) for topic in topics])
-    return _Captions(ids, masks, labels, len(tokenizer), tuple(sorted(tokenizer.all_special_ids)))
+    chosen = content_words(english[:seen], words)
+    had = [set(re.findall("[a-z]+", text.lower())) for text in english]
+    content = torch.tensor([[float(word in some) for word in chosen] for some in had])
+    return _Captions(ids, masks, labels, content, len(tokenizer), tuple(sorted(tokenizer.all_special_ids)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +104,24 @@ class TranslationBed(Bed):
     languages: columns of the data set, "rot13 fr" for French respelled. count: captions that are read. held: the last of them are for
     validation and test. labelled: so many captions of the source language have labels. depth, width, heads: of the multilingual encoder.
     embeddings: their deviation at first, beside `unit_variance` of everything else; of 1 they would move too slowly. Steps: of its
-    training on pairs of translations; and of one's fine-tuning on labels.
+    training on translations, where a caption in any language is to tell which of the `words` most frequent ones its English one has;
+    and of one's fine-tuning on labels.
 
-        bed.pairs(languages), bed.texts(languages)    translations; captions without labels, each in one of the languages
-        bed.topics(language)                          the task; only in the source language anybody trains on its labels
-        bed.multilingual(run)                         the encoder that learnt from translations, from the store
-        bed.aligned(run, model, languages, steps)     train an encoder on translations, in place
-        bed.measure(run, model, language)             accuracy in a language
+        bed.translations(languages)                  captions, each in one of the languages, and their English words
+        bed.texts(languages)                         the same without words
+        bed.topics(language)                         the task; only in the source language anybody trains on its labels
+        bed.multilingual(run)                        the encoder that learnt from translations, from the store
+        bed.aligned(run, model, languages, steps)    train an encoder on translations, in place
+        bed.measure(run, model, language)            accuracy in a language
     """
 
     name: str = "captions in four languages"
     dataset: str = "multi30k"
     languages: tuple[str, ...] = ("en", "de", "fr", "rot13 fr")
     source: str = "en"
-    vocabulary: int = 6000
-    length: int = 20
+    vocabulary: int = 4000
+    words: int = 200
+    length: int = 18
     count: int = 14000
     held: int = 5000
     labelled: int = 1000
@@ -120,14 +129,14 @@ class TranslationBed(Bed):
     width: int = 64
     heads: int = 4
     embeddings: float = 0.1
-    translating_steps: int = 1000
+    translating_steps: int = 800
     tuning_steps: int = 130
     batch_size: int = 32
     learning_rate: float = 4e-3
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def captions(self) -> _Captions:
-        return _captions(self.dataset, self.languages, self.vocabulary, self.length, self.count, self.held)
+        return _captions(self.dataset, self.languages, self.vocabulary, self.length, self.count, self.held, self.words)
 
     def digest(self) -> str:
         return digest({"data": self.topics(self.source).digest(), "settings": self.settings(), "version": 1})
@@ -160,21 +169,18 @@ class TranslationBed(Bed):
         held = {key: value[:64] for key, value in rows.items()}
         return self._task({"train": rows, "validation": held, "test": held}, f"captions in {', '.join(languages)}")
 
-    def pairs(self, languages: Sequence[str]) -> CustomTask:
-        """Every caption in two of the languages, drawn once."""
-        pick = torch.rand(len(self.captions().labels), len(languages), generator=torch.Generator().manual_seed(0))
-        first, second = pick.argsort(1)[:, :2].unbind(1)
-        stacked = {
-            key: torch.stack([getattr(self.captions(), kind)[language] for language in languages], 1)
-            for key, kind in (("input_ids", "ids"), ("attention_mask", "masks"))
-        }
-        every = torch.arange(len(first))
-        rows = {key: torch.stack([value[every, first], value[every, second]], 1) for key, value in stacked.items()}
-        rows["labels"] = torch.zeros(len(first), dtype=torch.long)
-        seen = self._seen()
-        cuts = {"train": every[:seen], "validation": every[seen::2][:500], "test": every[seen + 1 :: 2][:500]}
-        split = {name: {key: value[cut] for key, value in rows.items()} for name, cut in cuts.items()}
-        return self._task(split, "translations", metric=recall_at_one, metric_name="recall@1", loss=contrast)
+    def translations(self, languages: Sequence[str]) -> CustomTask:
+        """Captions, every one in one of the languages, and the content words of its English translation."""
+        found, seen = self.captions(), self._seen()
+        cuts = {"train": (0, seen), "validation": (seen, seen + 500), "test": (seen + 500, seen + 1000)}
+        split = {}
+        for name, (first, last) in cuts.items():
+            last, step = min(last, len(found.words)), len(languages)
+            at = [torch.arange(min(first, last - step) + i, last, step) for i in range(step)]
+            parts = [self._rows(language, some) for language, some in zip(languages, at)]
+            split[name] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            split[name]["labels"] = found.words[torch.cat(at)]
+        return self._task(split, "translations", metric=hits, metric_name="hits", loss=word_loss)
 
     def encoder(self, depth: int | None = None) -> Encoder:
         """An untrained encoder; by default as deep as the multilingual one."""
@@ -190,19 +196,21 @@ class TranslationBed(Bed):
     def aligned(
         self, run: Run, model: Encoder, languages: Sequence[str], steps: int, counted: bool = True, **changes: Any
     ) -> Encoder:
-        """Train in place: translations find each other among those of the batch."""
+        """Train in place to tell the English words of captions in these languages; the head that does is thrown away."""
+        task, topics = self.translations(languages), model.head
+        model.head = nn.Linear(self.width, self.words).to(topics.weight.device)
+        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.head.bias)
         seed = None if counted else 0
-        procedure = Supervised(SentencePairs(model), PairedContrast())
-        run.train(procedure, self.pairs(languages), self.config(steps, **changes), seed=seed, counted=counted)
+        run.train(Supervised(model, task), task, self.config(steps, **changes), seed=seed, counted=counted)
+        model.head = topics
         return model
 
     def multilingual(self, run: Run) -> Encoder:
         """The encoder of all languages; its head is untrained."""
-        key = {"kind": "multilingual encoder", "version": 1, "data": self.pairs(self.languages).digest()}
-        key |= {
-            "sizes": [self.depth, self.width, self.heads],
-            "training": self.config(self.translating_steps).to_json(),
-        }
+        key = {"kind": "multilingual encoder", "version": 2, "data": self.translations(self.languages).digest()}
+        key |= {"sizes": [self.depth, self.width, self.heads, self.embeddings]}
+        key |= {"training": self.config(self.translating_steps).to_json()}
 
         def train(model: Encoder) -> None:
             self.aligned(run, model, self.languages, self.translating_steps, counted=False)

@@ -1,18 +1,19 @@
 """The translations bed: languages stay apart, labels come from English words, and the reference reaches what it promises."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from limbeck.beds.translations import CAPTIONS, SentencePairs, topic_of
+from limbeck.beds.translations import CAPTIONS, content_words, hits, topic_of, word_loss
 from limbeck.datasets.load import find_folder
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 
 needs_data = pytest.mark.skipif(find_folder("multi30k") is None, reason="data set multi30k (make data)")
 TINY = replace(
-    CAPTIONS, name="tiny", vocabulary=400, length=8, count=400, held=200, labelled=40, width=16, heads=2,
+    CAPTIONS, name="tiny", vocabulary=400, words=20, length=8, count=400, held=200, labelled=40, width=16, heads=2,
     translating_steps=2, tuning_steps=2, batch_size=8,
 )  # fmt: skip
 
@@ -22,15 +23,16 @@ def test_a_caption_has_the_topic_of_its_words_if_it_is_one():
     assert topic_of("A dog runs.") is None and topic_of("Playing guitar in the street") is None
 
 
-def test_pairs_are_mean_states_of_the_attended_tokens():
-    model = TINY.encoder(1) if find_folder("multi30k") else None
-    if model is None:
-        pytest.skip("data set multi30k (make data)")
-    ids, mask = torch.randint(0, 300, (2, 2, 5)), torch.ones(2, 2, 5)
-    mask[0, 1, 3:] = 0
-    found = SentencePairs(model)(ids, mask)
-    torch.testing.assert_close(found[0, 1], model.states(ids[0, 1, :3][None])[0].mean(0))
-    torch.testing.assert_close(found[1, 0], model.states(ids[1, 0][None])[0].mean(0))
+def test_content_words_are_the_most_frequent_long_ones():
+    assert content_words(["the dogs swim", "Dogs dogs, boys", "boys swim with boys"], 3) == ["boys", "dogs", "swim"]
+
+
+def test_words_are_told_by_their_own_logits():
+    labels = torch.tensor([[1.0, 0, 0, 1, 1], [0, 0, 1, 0, 0]])
+    logits = torch.tensor([[3.0, -1, -2, 2, 1], [0, 3, 2, 1, -1]])
+    assert hits(logits, labels) == pytest.approx(4 / 6)
+    terms = [math.log1p(math.exp(-z if y else z)) for z, y in zip(logits.flatten().tolist(), labels.flatten().tolist())]
+    assert word_loss(logits, labels).item() == pytest.approx(sum(terms) / 2, rel=1e-5)
 
 
 @needs_data
@@ -43,15 +45,22 @@ def test_the_same_captions_have_the_same_labels_in_every_language():
 
 
 @needs_data
-def test_texts_are_one_language_each_and_pairs_are_of_one_caption():
+def test_texts_are_one_language_each_and_translations_tell_english_words():
     found, seen = TINY.captions(), TINY.count - TINY.held
     batch = TINY.texts(("en", "de"))._examples("train", torch.arange(seen), None)
     assert torch.equal(batch["input_ids"][0], found.ids["en"][0])
     assert torch.equal(batch["input_ids"][seen // 2], found.ids["de"][1])
-    pairs = TINY.pairs(("en", "fr"))._examples("train", torch.arange(20), None)["input_ids"]
-    for at, pair in enumerate(pairs):
-        ends = [found.ids[name][at].tolist() for name in ("en", "fr")]
-        assert sorted(pair.tolist()) == sorted(ends)
+    told = TINY.translations(("en", "de"))._examples("train", torch.arange(seen), None)
+    assert torch.equal(told["input_ids"], batch["input_ids"])
+    assert torch.equal(told["labels"][seen // 2], found.words[1]) and found.words.shape == (400, 20)
+
+
+@needs_data
+def test_aligning_keeps_the_head_of_the_task_and_moves_the_rest(tmp_path):
+    model = TINY.encoder(1)
+    head, query = model.head, model.blocks[0].attention.query.weight.detach().clone()
+    TINY.aligned(Run(0, "validation", Store(tmp_path)), model, ("en", "de"), 2)
+    assert model.head is head and not torch.equal(model.blocks[0].attention.query.weight, query)
 
 
 @needs_data

@@ -16,7 +16,7 @@ from limbeck.training import weights_of
 
 pytestmark = pytest.mark.skipif(find_folder("multi30k") is None, reason="data set multi30k (make data)")
 TINY = replace(
-    CAPTIONS, name="tiny", vocabulary=400, length=8, count=400, held=200, labelled=40, width=16, heads=2,
+    CAPTIONS, name="tiny", vocabulary=400, words=20, length=8, count=400, held=200, labelled=40, width=16, heads=2,
     translating_steps=2, tuning_steps=5, batch_size=8,
 )  # fmt: skip
 
