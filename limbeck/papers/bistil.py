@@ -10,11 +10,12 @@ Source: Ansell et al., "Distilling Efficient Language-Specific Models for Cross-
 authors' public code was read: probabilities are compared, not scores; T^2 is left out, as here; layers of normalization rest.
 Pieces: `TrimVocabulary` and `PruneLayers` of `limbeck.pruning`, `over_layers(Hint)`, `most_changed`, `rewind` and `SparseTuning` of
 `limbeck.training`; `SparseDelta` there is what composes such tunings, which is not needed here.
-Deviations: the teacher, of 4 layers, learnt from translations of captions in four languages (one of them a respelling), not from masked
+Deviations: the teacher, of 4 layers, learnt to tell the English words of captions in four languages (one of them a respelling), not masked
 tokens of a hundred; phase 1 reads captions that are not translations of each other. English has 1000 labels, German is asked. Steps stand for
-epochs (3 to 10). Padded positions do not count for hidden states (in the code they do); rows of padding do not for attention.
+epochs (3 to 10), all of phase 2 has one learning rate, set beforehand. Padded positions do not count, for hidden states and, as rows, for attention
+(in the code they do).
 Baseline: distilled alike for as many steps on all four languages, then trimmed to the two: as large as the method. Control: as large, from
-scratch, from translations between the two languages for as many steps; phase 2 as the others, or on the labels, whichever is better.
+scratch, taught as the teacher was, on the two languages, for as many steps; phase 2 as the others, or on the labels, whichever is better.
 `retained` is the accuracy over the task teacher's; `size` the student's parameters over the teacher's.
 """
 
