@@ -37,9 +37,9 @@ PRETRAINING = (
 
 
 @functools.lru_cache(maxsize=8)
-def _task(dataset: str, vocabulary: int, length: int, languages: tuple[str, ...] | None = None) -> TextClassification:
+def _task(dataset: str, vocabulary: int, length: int, languages: tuple[str, ...] | None) -> TextClassification:
     if languages is not None:
-        tokenizer = _task(dataset, vocabulary, length).tokenizer
+        tokenizer = _task(dataset, vocabulary, length, None).tokenizer
         return TextClassification(_windows(2 * length, languages), tokenizer=tokenizer, length=length)
     if dataset == "udhr":
         return TextClassification(_windows(2 * length), vocabulary=vocabulary, length=length)
