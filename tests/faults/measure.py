@@ -22,4 +22,18 @@ FAULTS = [
         ".clamp(min=0)",
         "tests/measure/test_attention_patterns.py",
     ),
+    (
+        "linear probe: tested features are not brought to scale",
+        "measure/probe.py",
+        "(x - centre) / scale, (other - centre) / scale",
+        "(x - centre) / scale, other",
+        "tests/measure/test_measure_probe.py",
+    ),
+    (
+        "parameter distance: sum of absolute values",
+        "measure/alignment.py",
+        ".square().sum().item() for a, b in pairs)",
+        ".abs().sum().item() for a, b in pairs)",
+        "tests/measure/test_measure_probe.py",
+    ),
 ]

@@ -252,4 +252,18 @@ FAULTS = [
         "inner, self.rate, higher=False)",
         "tests/training/test_training_meta.py",
     ),
+    (
+        "joint: weights are not used",
+        "training/joint.py",
+        "self.weights.get(name, 1.0) * loss.value",
+        "loss.value",
+        "tests/training/test_training_joint.py",
+    ),
+    (
+        "joint: a shared module counts twice",
+        "training/joint.py",
+        " if id(module) not in known",
+        "",
+        "tests/training/test_training_joint.py",
+    ),
 ]
