@@ -19,6 +19,7 @@ from limbeck.measure.memory import peak_memory_artifact, peak_memory_of, peak_me
 from limbeck.measure.model import cost_model, cost_onnx, measure_model, measure_onnx
 from limbeck.measure.probe import linear_probe
 from limbeck.measure.quality import Quality, assess, quality_onnx, quality_torch
+from limbeck.measure.segmentation import confusion_matrix, intersection_over_union, segmentation_metrics
 from limbeck.measure.simulated import reports_real_cost, simulated_modules
 from limbeck.measure.size import count_parameters, disk_bytes, layer_table, model_bytes, parameters, state_bytes
 
@@ -28,6 +29,7 @@ __all__ = [
     "Quality",
     "assess",
     "attention_patterns",
+    "confusion_matrix",
     "continuations",
     "cost_model",
     "cost_onnx",
@@ -38,6 +40,7 @@ __all__ = [
     "flops",
     "head_distance",
     "interleaved",
+    "intersection_over_union",
     "latency_onnx",
     "latency_torch",
     "layer_similarities",
@@ -57,6 +60,7 @@ __all__ = [
     "quality_onnx",
     "quality_torch",
     "reports_real_cost",
+    "segmentation_metrics",
     "simulated_modules",
     "state_bytes",
     "throughput_onnx",
