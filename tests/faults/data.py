@@ -93,18 +93,17 @@ FAULTS = [
         "tests/datasets/test_datasets_augment.py",
     ),
     (
-<<<<<<< HEAD
-        "unhidden texts: tokens stay hidden",
-        "tasks/masked.py",
-        "restored[rows, place[counted]] = labels[counted]",
-        "restored[rows, place[counted]] = ids[rows, place[counted]]",
-        "tests/tasks/test_tasks_masked.py",
-=======
         "segmentation: what comes into a moved mask is a class",
         "tasks/segmentation.py",
         "[images, 255 - masks[:, None]], 1), self.crop, self.flip, augment)\n            images, masks = moved[:, :3], 255 - moved[:, 3]",
         "[images, masks[:, None]], 1), self.crop, self.flip, augment)\n            images, masks = moved[:, :3], moved[:, 3]",
         "tests/tasks/test_tasks_segmentation.py",
->>>>>>> main
+    ),
+    (
+        "unhidden texts: tokens stay hidden",
+        "tasks/masked.py",
+        "restored[rows, place[counted]] = labels[counted]",
+        "restored[rows, place[counted]] = ids[rows, place[counted]]",
+        "tests/tasks/test_tasks_masked.py",
     ),
 ]

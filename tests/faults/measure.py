@@ -23,20 +23,6 @@ FAULTS = [
         "tests/measure/test_attention_patterns.py",
     ),
     (
-<<<<<<< HEAD
-        "linear probe: tested features are not brought to scale",
-        "measure/probe.py",
-        "(x - centre) / scale, (other - centre) / scale",
-        "(x - centre) / scale, other",
-        "tests/measure/test_measure_probe.py",
-    ),
-    (
-        "parameter distance: sum of absolute values",
-        "measure/alignment.py",
-        ".square().sum().item() for a, b in pairs)",
-        ".abs().sum().item() for a, b in pairs)",
-        "tests/measure/test_measure_probe.py",
-=======
         "segmentation: the union counts the overlap twice",
         "measure/segmentation.py",
         "confusion.sum(0) + confusion.sum(1) - right",
@@ -49,6 +35,19 @@ FAULTS = [
         "counted = labels != IGNORED",
         "counted = labels >= IGNORED",
         "tests/measure/test_segmentation_metrics.py",
->>>>>>> main
+    ),
+    (
+        "linear probe: tested features are not brought to scale",
+        "measure/probe.py",
+        "(x - centre) / scale, (other - centre) / scale",
+        "(x - centre) / scale, other",
+        "tests/measure/test_measure_probe.py",
+    ),
+    (
+        "parameter distance: sum of absolute values",
+        "measure/alignment.py",
+        ".square().sum().item() for a, b in pairs)",
+        ".abs().sum().item() for a, b in pairs)",
+        "tests/measure/test_measure_probe.py",
     ),
 ]
