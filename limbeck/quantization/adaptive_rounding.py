@@ -77,13 +77,7 @@ class Choice:
 
 
 def adaround(
-    weight: Tensor,
-    hessian: Tensor,
-    form: AffineForm,
-    iterations: int,
-    learning_rate: float,
-    weight_of_penalty: float,
-    warmup: float,
+    weight: Tensor, hessian: Tensor, form: AffineForm, iterations: int, learning_rate: float, weight_of_penalty: float, warmup: float
 ) -> Tensor:
     """Codes (out, n) learned for one layer. weight (out, n); hessian (groups, n, n). Rows where rounding to the nearest costs less keep it."""
     choice, nearest = Choice(weight, form), form.nearest(weight)
@@ -126,9 +120,7 @@ class AdaRound(LayerRounding):
 
     def layer(self, weight: Tensor, hessian: Tensor, quantizer: Quantizer) -> Packed:
         form = AffineForm.of(weight, quantizer, "AdaRound")
-        return form.pack(
-            adaround(weight, hessian, form, self.iterations, self.learning_rate, self.penalty, self.warmup)
-        )
+        return form.pack(adaround(weight, hessian, form, self.iterations, self.learning_rate, self.penalty, self.warmup))
 
 
 @dataclass(frozen=True)
@@ -147,14 +139,9 @@ class BlockReconstruction(AdaRound):
         if segment.path is None:
             return super().solve(segment, quantizers)
         weights = {path: matrix(segment.module(path)) for path in segment.paths}
-        choices = {
-            path: Choice(w, AffineForm.of(w, quantizers[path], "BlockReconstruction")) for path, w in weights.items()
-        }
+        choices = {path: Choice(w, AffineForm.of(w, quantizers[path], "BlockReconstruction")) for path, w in weights.items()}
         shapes = {path: segment.module(path) for path in segment.paths}
-        before = {
-            path: as_parameter(shapes[path], choices[path].form.values(choices[path].form.nearest(w)))
-            for path, w in weights.items()
-        }
+        before = {path: as_parameter(shapes[path], choices[path].form.values(choices[path].form.nearest(w))) for path, w in weights.items()}
         unit = self._error(segment, {inside(segment, path): value for path, value in before.items()})
         unit = max(unit, 1e-30) / sum(w.numel() for w in weights.values())
 
@@ -164,9 +151,7 @@ class BlockReconstruction(AdaRound):
             return self.penalty * unit * sum(terms) if terms else torch.zeros(())
 
         def parameters() -> dict[str, Tensor]:
-            return {
-                inside(segment, path): as_parameter(shapes[path], choice.soft()) for path, choice in choices.items()
-            }
+            return {inside(segment, path): as_parameter(shapes[path], choice.soft()) for path, choice in choices.items()}
 
         trained = [{"params": [choice.v for choice in choices.values()], "lr": self.learning_rate}]
         reconstruct(segment, segment.targets, parameters, trained, self.iterations, penalty, self.seed)
@@ -185,9 +170,7 @@ class BlockReconstruction(AdaRound):
             for name, value in values.items():
                 segment.block.get_parameter(name).copy_(value)
             outputs = block_outputs(segment)
-            losses = [
-                block_loss(out, target, c.mask) for out, target, c in zip(outputs, segment.targets, segment.calls)
-            ]
+            losses = [block_loss(out, target, c.mask) for out, target, c in zip(outputs, segment.targets, segment.calls)]
             for name, value in kept.items():
                 segment.block.get_parameter(name).copy_(value)
         return float(sum(losses) / len(losses))
@@ -196,11 +179,7 @@ class BlockReconstruction(AdaRound):
 def as_parameter(module: torch.nn.Module, weight: Tensor) -> Tensor:
     """A weight matrix (out, n) in the shape and type of the module's own."""
     own = module.weight
-    return (
-        weight.t()
-        if weight.t().shape == own.shape and module.__class__.__name__ == "Conv1D"
-        else weight.reshape(own.shape)
-    ).to(own.dtype)
+    return (weight.t() if weight.t().shape == own.shape and module.__class__.__name__ == "Conv1D" else weight.reshape(own.shape)).to(own.dtype)
 
 
 def check_training(iterations: int, learning_rate: float, warmup: float) -> None:

@@ -5,8 +5,8 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
-from limbeck.training.masked_distillation import DistilMaskedImages
 from limbeck.training.joint import Joint
+from limbeck.training.masked_distillation import DistilMaskedImages
 from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
