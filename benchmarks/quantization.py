@@ -83,7 +83,9 @@ def theirs(weight, hessian, scale, zero, group):
     settings = QuantizationArgs(num_bits=BITS, symmetric=False, strategy="group", group_size=group, actorder="weight")
     # its codes are signed: the zero point moves along
     shifted = (zero - 2 ** (BITS - 1)).to(torch.int8)
-    return quantize_weight(weight[None].clone(), hessian[None].clone(), scale[None], shifted[None], None, settings)[0][0]
+    return quantize_weight(weight[None].clone(), hessian[None].clone(), scale[None], shifted[None], None, settings)[0][
+        0
+    ]
 
 
 def case(rows: int, columns: int):
@@ -97,9 +99,9 @@ def case(rows: int, columns: int):
     return weight, (hessian + hessian.T) / 2, quantizer, *quantizer.parameters(weight)
 
 
-def clock(run):
+def clock(run, *given):
     began = time.perf_counter()
-    out = run()
+    out = run(*given)
     return time.perf_counter() - began, out
 
 
@@ -109,9 +111,9 @@ def layers(rounds: int) -> list[dict]:
         weight, hessian, quantizer, scale, zero = case(rows, columns)
         ours_time, their_time = [], []
         for _ in range(rounds):
-            seconds, (codes, s, z) = clock(lambda: gptq(weight, hessian, quantizer))
+            seconds, (codes, s, z) = clock(gptq, weight, hessian, quantizer)
             ours_time.append(seconds)
-            seconds, rounded = clock(lambda: theirs(weight, hessian, scale, zero, GROUP))
+            seconds, rounded = clock(theirs, weight, hessian, scale, zero, GROUP)
             their_time.append(seconds)
         ours = quantizer.decode(quantizer.pack(codes, s, z))
         nearest = quantizer.decode(quantizer.encode(weight))
@@ -158,7 +160,13 @@ def llama(depth: int = 4, width: int = 384):
 
 def ours_whole(model):
     transform = Quantize(
-        bits=BITS, weights=GROUP, activations=None, scale_type="float32", rounding=GPTQ(), ignore="lm_head", batch_size=1
+        bits=BITS,
+        weights=GROUP,
+        activations=None,
+        scale_type="float32",
+        rounding=GPTQ(),
+        ignore="lm_head",
+        batch_size=1,
     )
     return apply(model, transform.plan(model, Tokens(2048)))
 
@@ -168,9 +176,18 @@ def theirs_whole(model):
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
 
-    settings = {"num_bits": BITS, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP, "actorder": "weight"}
+    settings = {
+        "num_bits": BITS,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": GROUP,
+        "actorder": "weight",
+    }
     group = {"group_0": {"targets": ["Linear"], "weights": settings}}
-    data = Dataset.from_dict({"input_ids": Tokens(2048).ids.tolist(), "attention_mask": torch.ones(SAMPLES, LENGTH).long().tolist()})
+    data = Dataset.from_dict(
+        {"input_ids": Tokens(2048).ids.tolist(), "attention_mask": torch.ones(SAMPLES, LENGTH).long().tolist()}
+    )
     oneshot(model=model, dataset=data, recipe=[GPTQModifier(config_groups=group, ignore=["lm_head"])], max_seq_length=LENGTH,
             num_calibration_samples=SAMPLES)  # fmt: skip
     return model
@@ -189,11 +206,13 @@ def whole(rounds: int) -> dict:
     errors = {}
     for _ in range(rounds):
         for name, run in sides.items():
-            seconds, made = clock(lambda run=run: run(copy.deepcopy(model)))
+            seconds, made = clock(run, copy.deepcopy(model))
             found[name].append(seconds)
             errors[name] = ((logits(made) - expected).square().mean() / expected.var()).item()
     plain = Quantize(bits=BITS, weights=GROUP, activations=None, scale_type="float32", ignore="lm_head")
-    errors["nearest"] = ((logits(apply(copy.deepcopy(model), plain.plan(model))) - expected).square().mean() / expected.var()).item()
+    errors["nearest"] = (
+        (logits(apply(copy.deepcopy(model), plain.plan(model))) - expected).square().mean() / expected.var()
+    ).item()
     seconds = {name: statistics.median(values) for name, values in found.items() if values}
     return {"seconds": seconds, "error": errors, "peak_bytes": {name: peak(name) for name in sides}}
 

@@ -9,7 +9,6 @@ from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.folding import FoldBatchNorm
-from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.formats import (
     BinaryGrid,
     LevelSet,
@@ -20,6 +19,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
 from limbeck.quantization.kernels import plain_kernels
@@ -35,17 +35,17 @@ __all__ = [
     "GPTQ",
     "AdaRound",
     "AffineGrid",
-    "BlockReconstruction",
-    "DecoupleQ",
-    "HalfQuadratic",
     "BinaryGrid",
     "BinarySum",
+    "BlockReconstruction",
     "BucketQuantizer",
     "Bucketed",
     "CodebookGrid",
+    "DecoupleQ",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
+    "HalfQuadratic",
     "IntegerGrid",
     "LatticeGrid",
     "LevelGrid",

@@ -42,7 +42,11 @@ class AffineGrid(Grid):
     def layout(self, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
         *outer, count = shape or (1,)
         scales = (parameter_shape(shape, granularity), SCALE_TYPES[scale_type])
-        return {"codes": ((*outer, packed_length(count, self.bits)), torch.uint8), "scale": scales, "zero_point": scales}
+        return {
+            "codes": ((*outer, packed_length(count, self.bits)), torch.uint8),
+            "scale": scales,
+            "zero_point": scales,
+        }
 
     def parameters(self, x: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         """Scale and offset for x, each of `parameter_shape`, as they are stored."""
@@ -53,7 +57,9 @@ class AffineGrid(Grid):
             least = torch.full_like(low, torch.inf)
             middle, best = (low + high) / 2, found
             for fraction in torch.linspace(1.0, 0.4, 60).tolist():
-                trial = self.of_range(middle + fraction * (low - middle), middle + fraction * (high - middle), quantizer.scale_type)
+                trial = self.of_range(
+                    middle + fraction * (low - middle), middle + fraction * (high - middle), quantizer.scale_type
+                )
                 values = affine_values(self.nearest(elements, *trial, PerChannel(0)), *trial, PerChannel(0))
                 error = (values - elements).square().sum(1)
                 best = tuple(torch.where(error < least, new, old) for new, old in zip(trial, best))
@@ -64,7 +70,9 @@ class AffineGrid(Grid):
     def of_range(self, low: Tensor, high: Tensor, scale_type: str) -> tuple[Tensor, Tensor]:
         """Scale and offset that put [low, high] (any shape) on the grid; a range of width 0 gets scale 1."""
         scale = high / self.high - low / self.high
-        scale = as_stored(torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale)), scale_type)
+        scale = as_stored(
+            torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale)), scale_type
+        )
         return scale, low.to(SCALE_TYPES[scale_type])
 
     def nearest(self, x: Tensor, scale: Tensor, offset: Tensor, granularity: Granularity) -> Tensor:

@@ -58,6 +58,15 @@ class Grid:
     identity = False
     bits: float
 
+    @property
+    def whole(self) -> tuple[float, int, int] | None:
+        """(unit, low, high) where every value is unit x a whole number in low..high, within +-127, times its scale; else None."""
+        return None
+
+    def whole_numbers(self, packed: Packed) -> Tensor:
+        """These whole numbers, int8 in the shape that was encoded; only where `whole` is not None."""
+        raise NotImplementedError
+
     def check_granularity(self, granularity: Granularity) -> None:
         """Raise UsageError where parameters cannot be shared in this way."""
 

@@ -63,7 +63,9 @@ def fitted(weight: Tensor, codes: Tensor, hessian: Tensor, form: AffineForm) -> 
         qq = torch.cat([torch.cat([qq, qo], 2), torch.cat([qo.transpose(1, 2), oo], 2)], 1)
         right = torch.cat([right, target @ ones.t()], 1)
     ridge = 1e-9 * qq.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    solution = torch.linalg.solve(qq + ridge[:, None, None] * torch.eye(qq.shape[1], dtype=qq.dtype, device=qq.device), right)
+    solution = torch.linalg.solve(
+        qq + ridge[:, None, None] * torch.eye(qq.shape[1], dtype=qq.dtype, device=qq.device), right
+    )
     scale = solution[:, :groups].float().reshape(form.scale.shape)
     sound = torch.isfinite(scale) & (scale > 0)
     scale = torch.where(sound, scale, form.scale)
@@ -175,7 +177,9 @@ class DecoupleQ(LayerRounding):
         leaves = {name: value.detach().clone().requires_grad_(True) for name, value in norms.items()}
 
         def weights(forms: Mapping[str, AffineForm]) -> dict[str, Tensor]:
-            return {inside(segment, p): as_parameter(segment.module(p), trainable(f, codes[p])) for p, f in forms.items()}
+            return {
+                inside(segment, p): as_parameter(segment.module(p), trainable(f, codes[p])) for p, f in forms.items()
+            }
 
         steps = self.epochs * len(segment.calls)
         rest = [{"params": trained + list(leaves.values()), "lr": self.learning_rate}]

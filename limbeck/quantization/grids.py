@@ -79,6 +79,13 @@ class IntegerGrid(Grid):
         return 0 if self.signed else 2 ** (self.bits - 1)
 
     @property
+    def whole(self) -> tuple[float, int, int] | None:
+        return (1.0, self.low, self.high) if self.signed and self.symmetric and not self.identity else None
+
+    def whole_numbers(self, packed: Packed) -> Tensor:
+        return self.codes(packed)
+
+    @property
     def code_type(self) -> torch.dtype:
         return torch.int8 if self.signed else torch.uint8
 
@@ -257,8 +264,9 @@ class Quantizer:
         not on the grid, parameters that are not finite."""
         expected, tensors = self.layout(packed.shape), packed.tensors
         found: dict[str, Any] = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-        if self.grid.identity:
-            expected = {"codes": (expected["codes"][0], packed.codes.dtype)}
+        for name, (_, kind) in found.items():
+            if name in expected and kind.is_floating_point and expected[name][1].is_floating_point:
+                expected[name] = (expected[name][0], kind)  # a model may be cast as a whole
         if found != expected:
             raise ArtifactError(f"the stored tensors are {found}, {self.grid} of shape {packed.shape} has {expected}")
         for name in ("scale", "codebook"):

@@ -34,7 +34,9 @@ def shrink(x: Tensor, beta: float, p: float) -> Tensor:
     return x.sign() * (size - power / beta).clamp(min=0)
 
 
-def half_quadratic(weight: Tensor, form: AffineForm, p: float, beta: float, kappa: float, iterations: int) -> AffineForm:
+def half_quadratic(
+    weight: Tensor, form: AffineForm, p: float, beta: float, kappa: float, iterations: int
+) -> AffineForm:
     """The form with the offsets that the solver finds for weight (out, n). It ends when the mean |W - W^| no longer falls and
     returns the best step, so never anything worse than it began with."""
     granularity = form.quantizer.granularity
@@ -43,7 +45,11 @@ def half_quadratic(weight: Tensor, form: AffineForm, p: float, beta: float, kapp
     for _ in range(iterations):
         codes = current.nearest(weight)
         residue = weight - shrink(weight - current.values(codes), beta, p)
-        offset = rows(residue - codes * current.wide()[0], granularity).mean(1).reshape(parameter_shape(weight.shape, granularity))
+        offset = (
+            rows(residue - codes * current.wide()[0], granularity)
+            .mean(1)
+            .reshape(parameter_shape(weight.shape, granularity))
+        )
         current = replace(current, offset=offset)
         error = (weight - current.values(current.nearest(weight))).abs().mean()
         if error >= least:
@@ -72,12 +78,16 @@ class HalfQuadratic(LayerRounding):
         if not 0 < self.p < 1:
             raise UsageError(f"p={self.p!r}: must lie between 0 and 1")
         if not self.beta > 0 or not self.kappa >= 1 or type(self.iterations) is not int or self.iterations < 1:
-            raise UsageError(f"beta={self.beta!r}, kappa={self.kappa!r}, iterations={self.iterations!r}: above 0, at least 1 and 1")
+            raise UsageError(
+                f"beta={self.beta!r}, kappa={self.kappa!r}, iterations={self.iterations!r}: above 0, at least 1 and 1"
+            )
 
     def layer(self, weight: Tensor, hessian: Tensor | None, quantizer: Quantizer) -> Packed:
         form = AffineForm.of(weight, quantizer, "HalfQuadratic")
         if getattr(quantizer.grid, "symmetric", False):
-            raise UsageError("HalfQuadratic fits offsets and a symmetric grid has none: symmetric: false, or grid: affine")
+            raise UsageError(
+                "HalfQuadratic fits offsets and a symmetric grid has none: symmetric: false, or grid: affine"
+            )
         found = half_quadratic(weight, form, self.p, self.beta, self.kappa, self.iterations)
         if form.fits_offset:
             found = form.with_parameters(form.scale, found.offset)
@@ -87,7 +97,9 @@ class HalfQuadratic(LayerRounding):
         granularity = quantizer.granularity
 
         def error(form: AffineForm) -> Tensor:
-            return rows((weight - form.values(form.nearest(weight))).abs(), granularity).mean(1).reshape(form.offset.shape)
+            return (
+                rows((weight - form.values(form.nearest(weight))).abs(), granularity).mean(1).reshape(form.offset.shape)
+            )
 
         kept = replace(form, offset=torch.where(error(found) < error(form), found.offset, form.offset))
         return kept.pack(kept.nearest(weight))

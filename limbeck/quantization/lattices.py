@@ -48,6 +48,14 @@ class LatticeGrid(Grid):
     def bits(self) -> float:
         return self.width
 
+    @property
+    def whole(self) -> tuple[float, int, int] | None:
+        return (0.5, -(2**self.width), 2**self.width - 1) if self.width < 7 else None
+
+    def whole_numbers(self, packed: Packed) -> Tensor:
+        points = coordinates(self.codes(packed).unflatten(-1, (-1, ENTRIES)), self.width).flatten(-2)
+        return (2 * points)[..., : (packed.shape or (1,))[-1]].to(torch.int8).reshape(packed.shape)
+
     def check_granularity(self, granularity: Granularity) -> None:
         whole_vectors(granularity, ENTRIES)
 

@@ -96,9 +96,12 @@ class LevelGrid(Grid):
             raise ArtifactError(f"a stored scale of {self} is negative")
 
     @property
-    def integer_levels(self) -> tuple[float, Tensor] | None:
-        """(unit, levels / unit as int8 (codes,)) where all levels are multiples of one within +-127, else None."""
-        return _integers(self)
+    def whole(self) -> tuple[float, int, int] | None:
+        unit, numbers = _whole_levels(self)
+        return None if numbers is None else (unit, int(numbers.min()), int(numbers.max()))
+
+    def whole_numbers(self, packed: Packed) -> Tensor:
+        return _whole_levels(self)[1].to(packed.codes.device)[self.codes(packed).int()]
 
 
 @functools.lru_cache(maxsize=256)
@@ -113,12 +116,12 @@ def _tables(grid: LevelGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def _integers(grid: LevelGrid) -> tuple[float, Tensor] | None:
+def _whole_levels(grid: LevelGrid) -> tuple[float, Tensor | None]:
     levels = grid.rising[0]
     unit = float(levels[levels != 0].abs().min())
     whole = (grid.table / unit).nan_to_num(0.0)
     if not torch.equal(whole, whole.round()) or whole.abs().max() > 127:
-        return None
+        return unit, None
     return unit, whole.to(torch.int8)
 
 

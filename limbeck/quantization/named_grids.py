@@ -92,10 +92,19 @@ def named(grid: str | Mapping[str, Any] | Grid, bits: int | None = None) -> Grid
         )
     if width is not None and bits is not None:
         given.setdefault(width, bits)
+        if given[width] != bits:
+            raise UsageError(f"bits={bits!r}: the grid says {given[width]}; leave one of them out")
     made = kind(**settings, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     if width is None and bits is not None and made.bits != bits:
         raise UsageError(f"bits={bits!r}: the grid {name!r} has {made.bits} bits; leave bits out")
     return made
+
+
+def open_width(grid: str | Mapping[str, Any]) -> bool:
+    """Whether the name leaves its bits open, and no setting says them."""
+    name = grid.get("name") if isinstance(grid, Mapping) else grid
+    width = NAMES[name][2] if name in NAMES else None
+    return width is not None and not (isinstance(grid, Mapping) and width in grid)
 
 
 def grid_to_json(grid: Grid) -> dict[str, Any]:

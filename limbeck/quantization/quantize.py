@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
+from limbeck.quantization.contract import Grid
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, Packed, PerChannel, PerGroup, PerTensor
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
+from limbeck.quantization.named_grids import named, open_width
 from limbeck.quantization.rounding import Rounding, as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
@@ -35,13 +37,16 @@ KIND = "quantize"
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization to integer weights and, where asked for, integer activations.
+    """Post-training quantization to integer weights, or weights on another grid, and, where asked for, integer activations.
 
     bits, weights   weight bits 2..8 (32: change nothing) with one scale per "channel", per "tensor", or per group of that many inputs
+    grid            another grid by name: "nf4", "fp8_e4m3", "ternary", "binary", "kmeans", "e8", ... (`named_grids.NAMES`), or its name and
+                    settings: {"name": "power", "exponent": 0.4}. `bits` counts where the name leaves the width open; None: integers
     activations     "static": asymmetric uint8 ranges calibrated on the train split (a task is needed);
                     "dynamic": symmetric int8 per token (Linear) or sample (Conv2d), chosen at run time; None: weight-only
     symmetric       weights around 0; None: yes with 8 bits or integer activations, no below 8 bits weight-only
-    method          weight ranges: "minmax", or "mse" (`grids.mse_range`)
+    method          how weight scales are found: of integers "minmax" or "mse" (`grids.mse_range`), of others what the grid says; None: "minmax",
+                    or the grid's first
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
     rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
                     as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
@@ -60,7 +65,7 @@ class Quantize:
     activations: str | None = "static"
     activation_bits: int = 8
     symmetric: bool | None = None
-    method: str = "minmax"
+    method: str | None = None
     rounding: Any = "nearest"
     calibration: str = "mse"
     percentile: float = 99.99
@@ -70,6 +75,7 @@ class Quantize:
     compute: str = "float32"
     only: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
+    grid: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("only", "ignore"):
@@ -108,14 +114,30 @@ class Quantize:
             granularity = PerChannel(0) if self.weights == "channel" else PerTensor()
         else:
             raise UsageError(f"weights={self.weights!r}: allowed are 'channel', 'tensor' and a group size such as 64")
-        symmetric = self.symmetric
+        grid = self._grid
+        symmetric = self.symmetric if grid is None else True
         if symmetric is None:
             symmetric = self.bits >= 8 or self.activations is not None
         scale_type = self.scale_type or ("bfloat16" if isinstance(granularity, PerGroup) else "float32")
         dynamic = DYNAMIC if self.activations == DYNAMIC else None
+        method = self.method or (grid.methods[0] if grid is not None else "minmax")
+        bits = self.bits if grid is None else grid.bits
         return Specification(
-            self.bits, symmetric, granularity, scale_type, self.method, input=dynamic, compute=self.compute
+            bits, symmetric, granularity, scale_type, method, input=dynamic, compute=self.compute, grid=grid
         )
+
+    @property
+    def _grid(self) -> Grid | None:
+        if self.grid is None:
+            return None
+        if self.symmetric is False:
+            raise UsageError(
+                f"symmetric=False is a setting of integer weights; the grid {self.grid!r} has its own values"
+            )
+        if self.bits == IDENTITY_BITS:
+            raise UsageError(f"bits=32 changes nothing, and the grid {self.grid!r} would: give one of them")
+        grid = named(self.grid, None if self.bits == type(self).bits and not open_width(self.grid) else self.bits)
+        return None if isinstance(grid, IntegerGrid) else grid
 
     def plan(self, model: nn.Module, task: Any = None, budget: Any = None) -> Plan:
         """Decide; static activations read `examples` examples of the task's train split."""
@@ -185,6 +207,8 @@ class Quantize:
                     reason = "not asked for"
                 elif any(path == other or path.startswith(other + ".") for other in ignored):
                     reason = "ignored"
+                else:
+                    reason = self.specification.fits(float_weight_of(module, module.weight).flatten(1).shape)
             if reason is None:
                 chosen[path] = type(module).__name__
             else:
@@ -344,7 +368,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             raise ArtifactError(f"the quantization plan's data lack {path!r}")
         made = quantized(module, specification, packed)
         if rounded and packed is None:
-            made.weight_scale.fill_(torch.nan)
+            for name, value in made._buffers.items():
+                if name.startswith("weight_") and value.is_floating_point():
+                    value.fill_(torch.nan)
         replace(model, path, made)
     for name, text in plan.decisions.get("data", {}).get("parameters", {}).items():
         try:

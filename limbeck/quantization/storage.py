@@ -30,6 +30,10 @@ _DIGEST = 32
 def packed_to_bytes(packed: Packed, quantizer: Quantizer) -> bytes:
     """The bytes of a packed tensor. Raises ArtifactError for one that the quantizer cannot have made."""
     quantizer.check(packed)
+    if any(packed.tensors[name].dtype is not kind for name, (_, kind) in quantizer.layout(packed.shape).items()):
+        raise ArtifactError(
+            f"scales and codebooks are stored as {quantizer.scale_type}: encode again, or set scale_type"
+        )
     header = {
         "grid": grid_to_json(quantizer.grid),
         "granularity": granularity_to_json(quantizer.granularity),

@@ -87,6 +87,8 @@ TRANSFORMS = {
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
+    "Quantize-ternary": (Quantize(grid="ternary", weights="tensor", activations="dynamic"), Quantize(bits=32), False),
+    "Quantize-codebooks": (Quantize(grid="kmeans", bits=3, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
 CASES = [(name, model) for name in TRANSFORMS for model in MODELS if (name, model) != ("Replace", "resnet")]
