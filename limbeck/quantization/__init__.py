@@ -22,7 +22,7 @@ from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
-from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
+from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
@@ -55,6 +55,7 @@ __all__ = [
     "finish_qat",
     "kernel_table",
     "named",
+    "normalize_inputs",
     "on_buckets",
     "packed_from_bytes",
     "packed_to_bytes",
