@@ -66,14 +66,16 @@ class QuantizedModule(nn.Module):
     def matrix_shape(self) -> tuple[int, int]:
         return self.weight_shape[0], torch.Size(self.weight_shape[1:]).numel()
 
-    def store(self, weight: Tensor) -> None:
-        """Quantize a float weight of `weight_shape` into the buffers; a weight without data (meta) only moves them."""
+    def store(self, weight: Tensor, packed: Packed | None = None) -> None:
+        """Quantize a float weight of `weight_shape` into the buffers, or hold the matrix `packed` that it was rounded to already; a
+        weight without data (meta) only moves them."""
         if weight.is_meta:
             self.to("meta")
             return
-        packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())
+        if packed is None:
+            packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())
         for name, value in packed.tensors.items():
-            setattr(self, f"weight_{name}", value)
+            setattr(self, f"weight_{name}", value.to(weight.device))
         for name in ("input_scale", "input_zero_point"):
             if hasattr(self, name):
                 setattr(self, name, getattr(self, name).to(weight.device))

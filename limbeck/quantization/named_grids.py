@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Grid]] = {
     kind.__name__: kind
     for kind in (
         IntegerGrid,
+        AffineGrid,
         LogGrid,
         PowerGrid,
         MinifloatGrid,
@@ -47,6 +49,7 @@ KINDS: dict[str, type[Grid]] = {
 # name -> (kind, settings, the field that `bits` sets or None where the width is fixed)
 NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "integer": (IntegerGrid, {}, "bits"),
+    "affine": (AffineGrid, {}, "bits"),
     "power_of_two": (LogGrid, {}, "bits"),
     "log_sqrt2": (LogGrid, {"base": 2**0.5}, "bits"),
     "log": (LogGrid, {}, "bits"),

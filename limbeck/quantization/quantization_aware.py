@@ -258,7 +258,7 @@ def finish_qat(model: nn.Module, task: Any = None) -> tuple[nn.Module, Plan]:
     fakes = {path: module for path, module in model.named_modules() if isinstance(module, FakeQuantized)}
     if plan is None or not fakes:
         raise UsageError("this model was not prepared for quantization-aware training: call prepare_qat first")
-    decisions = dict(plan.decisions)
+    decisions = {name: value for name, value in plan.decisions.items() if name not in ("rounding", "data")}
     if decisions.get("outputs"):
         decisions["outputs"] = output_ranges(model, list(decisions["outputs"]), task, decisions) if task else {}
     decisions["modules"] = {
