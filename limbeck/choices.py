@@ -6,6 +6,7 @@ SoftTargets{temperature: 2, weight: 0.5}            with settings, as JSON or YA
 0.1*CrossEntropy+0.9*SoftTargets{temperature: 4}    a weighted sum
 losses/kd.yaml                                      a file that holds what a recipe's `objective` field may hold
 hints=CrossEntropy+losses/hint.yaml                 with a name of its own; otherwise its text (or the file's) is its name
+objectives.yaml                                     alone: a file that holds several, as {name: what an `objective` field may hold}
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from limbeck.objectives.base import Objective
 OWN = "recipe"
 FILES = (".yaml", ".yml", ".json")
 _WEIGHED = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*(.*)$", re.DOTALL)
+_CLASSLESS = re.compile(r"^[^={}*+]+\.(yaml|yml|json)$")
 _CLASS = re.compile(r"^([\w.:]+)\s*(\{.*\})?$", re.DOTALL)
 
 
@@ -56,6 +58,9 @@ def named_objectives(given: Any, own: Objective, trust: Iterable[str] = ()) -> d
     """
     if isinstance(given, str):
         given = split_outside(given, ",")
+        several = _content(given[0]) if len(given) == 1 and _CLASSLESS.match(given[0]) else None
+        if isinstance(several, Mapping) and "class" not in several:
+            given = several
     if not isinstance(given, Mapping):
         rows = [_read(entry, own, trust) for entry in given]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 import yaml
@@ -138,6 +139,18 @@ def test_one_seed_has_no_differences_and_failures_name_the_objective(made, tmp_p
         compare(RECIPE, "recipe,wild=1e38*CrossEntropy", tmp_path, seeds=1, steps=1, rounds=1, progress=False)
 
 
+def test_two_at_a_time_gives_the_same_students(made, tmp_path):
+    folder, found, _ = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    own = "recipe,CrossEntropy"
+    again = compare(RECIPE, own, tmp_path / "out", seeds=2, steps=2, rounds=2, jobs=2, progress=False)
+    for mine, other in zip(again["objectives"], found["objectives"]):
+        for metric, value in mine["metrics"].items():
+            assert value["values"] == pytest.approx(other["metrics"][metric]["values"], abs=1e-6)
+    with pytest.raises(UsageError, match="jobs=0"):
+        compare(RECIPE, own, tmp_path / "other", jobs=0, progress=False)
+
+
 def test_names_of_objectives(tmp_path):
     own = CrossEntropy()
     (tmp_path / "soft.yaml").write_text(yaml.safe_dump([{"class": "SoftTargets", "temperature": 3, "weight": 0.5}]))
@@ -152,6 +165,18 @@ def test_names_of_objectives(tmp_path):
     assert named_objectives({"x": "1e-3*CrossEntropy{weight: 2}"}, own)["x"] == Sum(((CrossEntropy(), 2e-3),))
     assert list(named_objectives([SoftTargets(), {"class": "CrossEntropy"}], own)) == ["SoftTargets", "CrossEntropy"]
     assert split_outside("a{b,c},'d,e'", ",") == ["a{b,c}", "'d,e'"]
+
+
+def test_a_file_may_hold_several_objectives(tmp_path):
+    file = tmp_path / "several.yaml"
+    file.write_text("labels: CrossEntropy\nsoft:\n  - {class: SoftTargets, temperature: 3, weight: 0.5}\n")
+    found = named_objectives(str(file), CrossEntropy())
+    assert found == {"labels": CrossEntropy(), "soft": 0.5 * SoftTargets(temperature=3)}
+    file.write_text("class: SoftTargets\ntemperature: 3\n")
+    assert named_objectives(str(file), CrossEntropy()) == {"several": SoftTargets(temperature=3)}
+    file.write_text("a: SoftTarget\n")
+    with pytest.raises(UsageError, match="SoftTargets"):
+        named_objectives(str(file), CrossEntropy())
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
-"""Data: loading, splitting, tokenizing (by module), selecting, and synthesizing: a few images that stand for many."""
+"""Data: loading, splitting, tokenizing (by module), selecting, and synthesizing: a few images that stand for many, or inputs
+that stand for data one may not see."""
 
 import importlib
 from typing import Any
 
 _NAMES = {
     "CharacteristicMatching": "synthesize",
+    "ClassGaussians": "pseudo",
     "DistributionCondensation": "synthesize",
     "FrequencySampler": "synthesize",
     "MeanMatching": "synthesize",
     "SyntheticSet": "synthesize",
     "characteristic_discrepancy": "synthesize",
     "highest_per_class": "select",
+    "perturbed": "pseudo",
     "select_per_class": "synthesize",
     "without_copies": "select",
 }

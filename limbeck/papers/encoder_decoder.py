@@ -6,7 +6,7 @@
 
 Source: Elfeki et al., "Return of the Encoder", 2025, and the authors' released text-to-text trainer, read in summary: forward KL
 without temperature, averaged over all positions, on sequences the student generated; here on the true targets, which is the
-paper's alignment without its sampling.
+paper's alignment without its sampling. Run beside that trainer's loss on random inputs, value and gradient are equal.
 Miniature: 96 characters of Shakespeare in, the next 16 out. Teacher: the language bed's four-layer decoder. Student: 3 + 1 blocks of
 width 64, 400 steps. Baseline: the same student on the targets alone. Control: a decoder-only model with as many parameters (4
 blocks, wider feed-forward layers) on the targets alone. Each arm's learning rate was the better of 3e-3 and 6e-3 on the validation split with seed 1000.

@@ -1,5 +1,6 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
+from limbeck.quantization.activations import QuantizeSoftmax
 from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
@@ -8,6 +9,7 @@ from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -25,13 +27,15 @@ from limbeck.quantization.half_quadratic import HalfQuadratic
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
+from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
-from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
+from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "AdaRound",
     "AffineGrid",
@@ -40,8 +44,10 @@ __all__ = [
     "BlockReconstruction",
     "BucketQuantizer",
     "Bucketed",
+    "ClipWeights",
     "CodebookGrid",
     "DecoupleQ",
+    "Equalize",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
@@ -52,6 +58,7 @@ __all__ = [
     "LevelSet",
     "LogGrid",
     "MinifloatGrid",
+    "MixedPrecision",
     "NormalFloatGrid",
     "Packed",
     "PerChannel",
@@ -59,13 +66,19 @@ __all__ = [
     "PerTensor",
     "PowerGrid",
     "Quantize",
+    "QuantizeSoftmax",
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RepQuant",
+    "Reparameterize",
+    "Rotate",
+    "SmoothQuant",
     "TernaryGrid",
     "finish_qat",
     "kernel_table",
     "named",
+    "normalize_inputs",
     "on_buckets",
     "packed_from_bytes",
     "packed_to_bytes",

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
-from limbeck.quantization.contract import Grid
-from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, Packed, PerChannel, PerGroup, PerTensor
+from limbeck.quantization.contract import Grid, Packed
+from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
 from limbeck.quantization.named_grids import named, open_width
-from limbeck.quantization.rounding import Rounding, as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
+from limbeck.quantization.rounding import as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
@@ -102,8 +102,8 @@ class Quantize:
             )
         IntegerGrid(self.activation_bits)
         check_method(self.calibration, self.percentile)
-        as_rounding(self.rounding)
         _ = self.specification.quantizer
+        as_rounding(self.rounding)
 
     @property
     def specification(self) -> Specification:
@@ -166,21 +166,20 @@ class Quantize:
         decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
         if self.activations == "static":
             decisions["calibration"] = self._calibration
-        if (rounding := as_rounding(self.rounding)) is not None:
-            decisions["rounding"] = describe(rounding)
-            decisions["data"], tuned = self._rounded(model, task, rounding, list(chosen))
-            if tuned:
-                decisions["data"]["parameters"] = tuned
-        return Plan(KIND, decisions)
+        return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
 
-    def _rounded(self, model: nn.Module, task: Any, rounding: Rounding, paths: Sequence[str]) -> tuple[dict, dict]:
+    def rounded(self, model: nn.Module, task: Any, quantizers: Mapping[str, Quantizer]) -> dict[str, Any]:
+        """What a plan says of weights that are rounded otherwise than to the nearest; quantizers by path."""
+        if (rounding := as_rounding(self.rounding)) is None:
+            return {}
         if rounding.reads_data and task is None:
             raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
         batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
-        quantizer = self.specification.quantizer
-        packed, tuned = round_weights(model, batches, dict.fromkeys(paths, quantizer), rounding)
-        texts = {path: to_text(weight) for path, weight in packed.items()}
-        return {"weights": texts}, {name: raw_text(value.float()) for name, value in tuned.items()}
+        packed, tuned = round_weights(model, batches, quantizers, rounding)
+        data: dict[str, Any] = {"weights": {path: to_text(weight) for path, weight in packed.items()}}
+        if tuned:
+            data["parameters"] = {name: raw_text(value.float()) for name, value in tuned.items()}
+        return {"rounding": describe(rounding), "data": data}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         if not any(path for path, _ in model.named_modules()):

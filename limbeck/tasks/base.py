@@ -36,6 +36,16 @@ def subset(size: int, limit: int | None) -> Tensor:
     return torch.arange(size) if limit is None or limit >= size else torch.arange(limit) * size // limit
 
 
+def checked_examples(examples: Mapping[str, int] | None) -> dict[str, int]:
+    """How many examples of a split to keep, by its name; UsageError for other names or counts."""
+    for split, count in (examples or {}).items():
+        if split not in SPLITS or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UsageError(
+                f"examples={examples!r}: must name splits ({', '.join(SPLITS)}) and whole numbers of at least 1"
+            )
+    return dict(examples or {})
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of -log softmax(logits)[label] over the positions whose label is not -100; 0 where there is none.
 
@@ -50,7 +60,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every position, 0 where the label is -100, and 1.0 where it counts: both of shape (...)."""
+    """Cross-entropy of every position, 0 where the label is -100, and 1.0 where it counts: both of shape (...).
+
+    Raises UsageError for labels that do not fit, or (on a CPU) that are no class of the model.
+    """
     logits = logits.float()
     if labels.is_floating_point():
         if labels.shape != logits.shape:
@@ -59,6 +72,12 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return losses, torch.ones_like(losses)
     if labels.shape != logits.shape[:-1]:
         raise UsageError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: one label per row")
+    highest = int(labels.max()) if labels.numel() and labels.device.type == "cpu" else -1
+    if highest >= logits.shape[-1]:
+        raise UsageError(
+            f"label {highest} is no class of a model with {logits.shape[-1]} outputs: give the model as many classes as the task "
+            "has (the recipe's field `classes` for the models of limbeck.models)"
+        )
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.reshape(labels.shape), (labels != IGNORED).float()
 

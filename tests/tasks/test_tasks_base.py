@@ -107,6 +107,11 @@ def test_nothing_counts_gives_zero_not_nan():
     assert loss == 0 and torch.equal(logits.grad, torch.zeros(2, 3))
 
 
+def test_a_label_beyond_the_models_classes_is_named():
+    with pytest.raises(UsageError, match="label 31 is no class of a model with 10 outputs"):
+        cross_entropy(torch.zeros(2, 10), torch.tensor([3, 31]))
+
+
 def test_sample_weights():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     each, _ = token_losses(logits, labels)
