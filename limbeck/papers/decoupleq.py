@@ -41,7 +41,9 @@ class Drawn:
         return itertools.islice(self.task.batches(split, batch_size, seed=self.seed), -(-limit // batch_size))
 
 
-def quantized(run: Run, rounding="nearest", bits: int = 2, examples: int = EXAMPLES, method: str = "minmax") -> dict[str, float]:
+def quantized(
+    run: Run, rounding="nearest", bits: int = 2, examples: int = EXAMPLES, method: str = "minmax"
+) -> dict[str, float]:
     """Quantize the blocks of the bed's model and measure it."""
     model = copy.deepcopy(BED.teacher(run))
     transform = Quantize(bits=bits, weights=GROUP, grid="affine", activations=None, method=method, rounding=rounding,
@@ -77,7 +79,9 @@ paper = Paper(
     metric="perplexity",
     better="lower",
     method=Arm(decoupled, tune={"learning_rate": (1e-4, 1e-3)}, about="decoupleQ, 2 bits, groups of 64"),
-    baseline=Arm(gptq, tune={"act_order": (True, False), "method": ("minmax", "mse")}, about="GPTQ, 2 bits, groups of 64"),
+    baseline=Arm(
+        gptq, tune={"act_order": (True, False), "method": ("minmax", "mse")}, about="GPTQ, 2 bits, groups of 64"
+    ),
     control=Arm(quantized, tune={"method": ("minmax", "mse")}, about="rounded to the nearest, 2 bits, groups of 64"),
     others={
         "layers": Arm(decoupled, {"epochs": 0}, about="decoupleQ without the training of blocks, 2 bits"),
@@ -91,7 +95,9 @@ paper = Paper(
         Comparison(against="control"),
         Comparison(method="layers", against="baseline", text="without the training of blocks, against GPTQ"),
         Comparison(against="layers", decisive=False, text="what the training of blocks adds"),
-        Comparison(method="four_bits", against="gptq_four", margin=0.05, decisive=False, text="4 bits as good as GPTQ, to 0.05"),
+        Comparison(
+            method="four_bits", against="gptq_four", margin=0.05, decisive=False, text="4 bits as good as GPTQ, to 0.05"
+        ),
     ),
     miniature=Miniature(
         beds=(BED,),

@@ -26,7 +26,9 @@ def test_every_arm_runs_and_sees_as_many_examples(small, name):
 
 def test_calibration_examples_follow_the_seed():
     task = CHARACTERS.task
-    first, again, other = (next(iter(module.Drawn(task, s).batches("train", 4, limit=4)))["input_ids"] for s in (0, 0, 1))
+    first, again, other = (
+        next(iter(module.Drawn(task, s).batches("train", 4, limit=4)))["input_ids"] for s in (0, 0, 1)
+    )
     assert (first == again).all() and (first != other).any()
     assert len(list(module.Drawn(task, 0).batches("train", 16, limit=128))) == 8
 

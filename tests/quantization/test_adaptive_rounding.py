@@ -95,7 +95,9 @@ def test_the_soft_weight_begins_at_the_weight_and_its_choices_are_down_or_up(nam
     choice = Choice(weight, form)
     free = (form.ratio(weight) > form.low) & (form.ratio(weight) < form.high)
     torch.testing.assert_close(choice.soft()[free], weight[free], rtol=1e-4, atol=1e-5)
-    assert torch.equal(choice.codes(), form.nearest(weight).where(form.ratio(weight).frac().abs() != 0.5, choice.codes()))
+    assert torch.equal(
+        choice.codes(), form.nearest(weight).where(form.ratio(weight).frac().abs() != 0.5, choice.codes())
+    )
     assert ((choice.codes() - form.ratio(weight)).abs()[free] <= 1).all()
 
 
@@ -168,7 +170,10 @@ def errors(kind, **settings):
 @pytest.mark.parametrize("kind", MODELS)
 def test_learned_roundings_change_outputs_less_than_the_nearest(kind):
     found = errors(
-        kind, nearest="nearest", adaround=AdaRound(iterations=60, learning_rate=0.03), blocks=BlockReconstruction(iterations=60, learning_rate=0.05)
+        kind,
+        nearest="nearest",
+        adaround=AdaRound(iterations=60, learning_rate=0.03),
+        blocks=BlockReconstruction(iterations=60, learning_rate=0.05),
     )
     assert found["adaround"] < 0.9 * found["nearest"] and found["blocks"] < 0.9 * found["nearest"]
 
@@ -178,18 +183,28 @@ def test_block_loss_leaves_hidden_positions_out():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     expected = [(output[b, i] - target[b, i]).square().sum() for b, i in ((0, 0), (0, 1), (1, 0))]
     assert block_loss(output, target, mask).item() == pytest.approx(sum(expected).item() / 3, rel=1e-5)
-    assert block_loss(output, target, None).item() == pytest.approx((output - target).square().sum().item() / 6, rel=1e-5)
+    assert block_loss(output, target, None).item() == pytest.approx(
+        (output - target).square().sum().item() / 6, rel=1e-5
+    )
     image, other = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
     assert block_loss(image, other, None).item() == pytest.approx((image - other).square().sum().item() / 18, rel=1e-5)
 
 
 def test_reconstruction_trains_what_it_is_given_and_leaves_the_block_alone():
     made, task = model("text"), Batches("text")
-    segment = next(s for s in segments(made, list(task.batches("train", 8)), ["blocks.0.attention.output"], True) if s.path)
+    segment = next(
+        s for s in segments(made, list(task.batches("train", 8)), ["blocks.0.attention.output"], True) if s.path
+    )
     before = {k: v.clone() for k, v in segment.block.state_dict().items()}
     gain = torch.tensor(0.5, requires_grad=True)
     weight = segment.module("blocks.0.attention.output").weight.detach()
-    losses = reconstruct(segment, segment.targets, lambda: {"attention.output.weight": weight * gain}, [{"params": [gain], "lr": 0.05}], 40)
+    losses = reconstruct(
+        segment,
+        segment.targets,
+        lambda: {"attention.output.weight": weight * gain},
+        [{"params": [gain], "lr": 0.05}],
+        40,
+    )
     assert losses[-1] < 0.05 * losses[0] and gain.item() == pytest.approx(1.0, abs=0.1)
     assert all(torch.equal(v, before[k]) for k, v in segment.block.state_dict().items())
 
@@ -240,7 +255,9 @@ def test_hqq_is_never_worse_in_the_mean_error_and_reads_no_data(grid):
     with torch.no_grad():
         made[0].weight[:, ::16] *= 6  # outliers
     settings = {"bits": 3, "weights": 32, "activations": None, "grid": grid}
-    by = {name: apply(copy.deepcopy(made), Quantize(**settings, rounding=name).plan(made)) for name in ("hqq", "nearest")}
+    by = {
+        name: apply(copy.deepcopy(made), Quantize(**settings, rounding=name).plan(made)) for name in ("hqq", "nearest")
+    }
     mean = {name: (m[0].weight - made[0].weight).abs().mean().item() for name, m in by.items()}
     assert mean["hqq"] < mean["nearest"] if grid else mean["hqq"] <= mean["nearest"]
 
@@ -254,7 +271,12 @@ def test_hqq_is_never_worse_in_the_mean_error_and_reads_no_data(grid):
         (lambda: BlockReconstruction(penalty=-1), "penalty=-1"),
         (lambda: HalfQuadratic(p=1.0), "p=1.0"),
         (lambda: HalfQuadratic(kappa=0.5), "kappa=0.5"),
-        (lambda: AffineForm.of(torch.ones(2, 4), Quantizer(TernaryGrid(), method=TernaryGrid.methods[0]), "AdaRound"), "AdaRound works on"),
+        (
+            lambda: AffineForm.of(
+                torch.ones(2, 4), Quantizer(TernaryGrid(), method=TernaryGrid.methods[0]), "AdaRound"
+            ),
+            "AdaRound works on",
+        ),
         (lambda: HalfQuadratic().layer(torch.ones(2, 4), None, Quantizer(IntegerGrid(4))), "no"),
         (lambda: AffineGrid(9), "bits=9"),
     ],

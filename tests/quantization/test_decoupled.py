@@ -6,11 +6,20 @@ import itertools
 import pytest
 import torch
 
-
 from limbeck.errors import UsageError
 from limbeck.models import gpt
 from limbeck.plan import Plan, apply
-from limbeck.quantization import GPTQ, AffineGrid, DecoupleQ, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantize, Quantizer
+from limbeck.quantization import (
+    GPTQ,
+    AffineGrid,
+    DecoupleQ,
+    IntegerGrid,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Quantize,
+    Quantizer,
+)
 from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.decoupled import decoupled, fitted
 from limbeck.quantization.hessian import damped, output_error
@@ -25,7 +34,9 @@ def layer(rows=6, columns=20, seed=0):
 
 
 @pytest.mark.parametrize("size", [5, 8, None], ids=["groups", "short_last_group", "channel"])
-@pytest.mark.parametrize("grid", [AffineGrid(2), IntegerGrid(2), IntegerGrid(3, False, False)], ids=["affine", "symmetric", "integer"])
+@pytest.mark.parametrize(
+    "grid", [AffineGrid(2), IntegerGrid(2), IntegerGrid(3, False, False)], ids=["affine", "symmetric", "integer"]
+)
 def test_parameters_are_those_of_least_squares(grid, size):
     weight, hessian = layer()
     quantizer = Quantizer(grid, PerGroup(size) if size else PerChannel(0))
@@ -44,9 +55,13 @@ def test_parameters_are_those_of_least_squares(grid, size):
             columns += [root @ (groups == g).double() for g in range(count)]
         expected = torch.linalg.lstsq(torch.stack(columns, 1), (root @ weight[row].double())[:, None]).solution[:, 0]
         sound = expected[:count] > 0
-        torch.testing.assert_close(found.scale.reshape(6, -1)[row][sound].double(), expected[:count][sound], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.scale.reshape(6, -1)[row][sound].double(), expected[:count][sound], rtol=1e-4, atol=1e-4
+        )
         if form.fits_offset:
-            torch.testing.assert_close(found.offset.reshape(6, -1)[row][sound].double(), expected[count:][sound], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                found.offset.reshape(6, -1)[row][sound].double(), expected[count:][sound], rtol=1e-4, atol=1e-4
+            )
         assert (found.scale > 0).all()
 
 
@@ -96,7 +111,11 @@ def test_on_a_model_it_beats_gptq_tunes_norms_and_replays():
     settings = {"bits": 2, "weights": 16, "activations": None, "grid": "affine", "batch_size": 8, "only": "blocks.*"}
     plans = {
         name: Quantize(**settings, rounding=rounding).plan(model, task)
-        for name, rounding in (("gptq", "gptq"), ("decoupled", DecoupleQ(epochs=6, learning_rate=1e-3)), ("layers", DecoupleQ(epochs=0)))
+        for name, rounding in (
+            ("gptq", "gptq"),
+            ("decoupled", DecoupleQ(epochs=6, learning_rate=1e-3)),
+            ("layers", DecoupleQ(epochs=0)),
+        )
     }
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     errors, batch = {}, {"input_ids": task.ids}
@@ -106,7 +125,9 @@ def test_on_a_model_it_beats_gptq_tunes_norms_and_replays():
             errors[name] = (call(quantized, batch) - call(model, batch)).square().mean().item()
     assert errors["layers"] < errors["gptq"] and errors["decoupled"] < errors["layers"]
     tuned = plans["decoupled"].decisions["data"]["parameters"]
-    assert set(tuned) == {f"blocks.{i}.{name}" for i in (0, 1) for name, _ in model.blocks[0].named_parameters() if "norm" in name}
+    assert set(tuned) == {
+        f"blocks.{i}.{name}" for i in (0, 1) for name, _ in model.blocks[0].named_parameters() if "norm" in name
+    }
     assert "parameters" not in plans["layers"].decisions["data"]
 
 
@@ -127,7 +148,10 @@ def test_convolutions_with_groups():
         (lambda: DecoupleQ(epochs=-1), "epochs=-1"),
         (lambda: DecoupleQ(damping=0), "damping=0"),
         (lambda: DecoupleQ(learning_rate=-1), "learning_rate=-1"),
-        (lambda: DecoupleQ().layer(torch.ones(2, 4), torch.eye(4)[None], Quantizer(AffineGrid(2), PerTensor())), "per channel or per group"),
+        (
+            lambda: DecoupleQ().layer(torch.ones(2, 4), torch.eye(4)[None], Quantizer(AffineGrid(2), PerTensor())),
+            "per channel or per group",
+        ),
     ],
 )
 def test_settings_that_cannot_be_right(make, words):
@@ -137,5 +161,7 @@ def test_settings_that_cannot_be_right(make, words):
 
 def test_norms_may_be_left_alone():
     model, task = gpt(30, 8, 1, 32, 4, tied=False).eval(), Tokens()
-    quantize = Quantize(bits=2, activations=None, grid="affine", only="blocks.*", rounding=DecoupleQ(epochs=1, norms=False))
+    quantize = Quantize(
+        bits=2, activations=None, grid="affine", only="blocks.*", rounding=DecoupleQ(epochs=1, norms=False)
+    )
     assert "parameters" not in quantize.plan(model, task).decisions["data"]
