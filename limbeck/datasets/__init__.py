@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    "BatchNormMatching": "batch_norm_images",
     "CharacteristicMatching": "synthesize",
     "DistributionCondensation": "synthesize",
     "FrequencySampler": "synthesize",
@@ -12,6 +13,7 @@ _NAMES = {
     "characteristic_discrepancy": "synthesize",
     "highest_per_class": "select",
     "select_per_class": "synthesize",
+    "noise_images": "batch_norm_images",
     "without_copies": "select",
 }
 __all__ = list(_NAMES)
