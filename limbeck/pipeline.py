@@ -311,7 +311,10 @@ class Run:
             model = source.build(job.trust, role)
             mode = model.training
             with torch.no_grad():
-                width[role] = first_tensor(call(model.eval(), job.task.example(2))).shape[-1]
+                output = first_tensor(call(model.eval(), job.task.example(2)))
+                width[role] = output.shape[
+                    1 if output.dim() == 4 else -1
+                ]  # a map (B, classes, H, W) has them before its places
             model.train(mode)
         mapped = all(getattr(t, "maps_classes", False) or getattr(t, "classes", None) is not None for t in terms)
         classes = len(job.task.classes) if job.task.classes is not None else width["student"]

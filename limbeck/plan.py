@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "prune_layers": (1, "limbeck.pruning.depth:apply"),
     "mask": (1, "limbeck.pruning.sparsity:apply"),
     "low_rank": (1, "limbeck.factorization.low_rank:apply"),
+    "trim_vocabulary": (1, "limbeck.pruning.vocabulary:apply"),
     "quantize": (1, "limbeck.quantization.quantize:apply"),
     "replace": (1, "limbeck.conversion.replace:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),

@@ -18,6 +18,7 @@ from limbeck.training.balance import as_balance, require_terms
 TRANSFORMS = {
     "prune": "Prune",
     "prune_layers": "PruneLayers",
+    "trim_vocabulary": "TrimVocabulary",
     "sparsify": "Sparsify",
     "low_rank": "LowRank",
     "fold_batch_norm": "FoldBatchNorm",

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck import models
-from limbeck.beds.base import Bed
+from limbeck.beds.taught import TaughtBed
 from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
@@ -22,7 +22,7 @@ from limbeck.measure.latency import evaluating
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import LOGITS, capture
 from limbeck.tasks import ImageClassification
-from limbeck.training import Distil, Procedure, SharpnessAware, TrainingConfig
+from limbeck.training import Distil, SharpnessAware, TrainingConfig
 from limbeck.training.procedures import describe
 
 VERSION = 1  # raise it when the way teachers are trained changes
@@ -40,7 +40,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageBed(Bed):
+class ImageBed(TaughtBed):
     """Images, a student and a teacher.
 
     dataset, size, channels, mean, std, crop, region: see `ImageClassification`. train, validation, test: how many examples of each split, evenly
@@ -173,26 +173,6 @@ class ImageBed(Bed):
             run.train(procedure, self.task(train), config, seed=seed, counted=False)
 
         return run.trained(key, make, fit)
-
-    def distil(
-        self, run: Run, objective: Objective, teacher: Any = None, student: nn.Module | None = None, **changes: Any
-    ) -> dict[str, float]:
-        """Train a student to minimize the objective and measure it on the run's split.
-
-        teacher: a model or a teacher; None takes the bed's where the objective reads one. student: None makes the bed's.
-        changes: of the schedule.
-        """
-        if teacher is None and objective.reads.teacher:
-            teacher = self.trained_teacher(run)
-        student = student if student is not None else self.new_student(run)
-        return self.fit(run, Distil(student, teacher, objective), **changes)
-
-    def fit(self, run: Run, procedure: Procedure, **changes: Any) -> dict[str, float]:
-        """Run a procedure on the bed's schedule and measure its model."""
-        run.train(procedure, self.task(), self.config(**changes))
-        model = procedure.model()
-        run.record(parameters=sum(parameter.numel() for parameter in model.parameters()))
-        return self.measure(run, model)
 
     def measure(
         self,

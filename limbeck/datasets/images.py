@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,8 @@ from torch import Tensor
 from limbeck.errors import DataError, UsageError
 
 
-def decode(dataset: Any, column: str, where: str, size: int | None = None, channels: int | None = None) -> Tensor:
-    """Decode a column of images into one uint8 tensor (N, C, H, W).
-
-    size: resize to size x size (bilinear); without it all images must have one size. channels: 1 or 3; by default that
-    of the first image, where any colour format counts as 3. Raises DataError for anything that is not an image.
-    """
+def _pictures(dataset: Any, column: str, where: str) -> Iterator[tuple[int, Any]]:
+    """Every row's number and its image, opened; DataError for a column or a cell that holds none."""
     import datasets
     from PIL import Image
 
@@ -27,28 +24,84 @@ def decode(dataset: Any, column: str, where: str, size: int | None = None, chann
         except Exception as error:
             raise DataError(f"{where}: column {column!r} does not hold images: {error}") from error
     cells = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False)).with_format("arrow")
-    made: np.ndarray | None = None
     for row, cell in enumerate(value for chunk in cells.iter(1000) for value in chunk[column].to_pylist()):
         try:
             image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
-            channels = channels or (1 if image.mode in ("1", "L", "I", "I;16", "F") else 3)
-            image = image.convert("L" if channels == 1 else "RGB")
+            image.load()
         except (OSError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: row {row} of column {column!r} is not an image: {error}") from error
-        if size is not None and image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image).reshape(image.size[1], image.size[0], channels)
+        yield row, image
+
+
+def _stacked(count: int, pixels: Iterator[tuple[int, np.ndarray]], where: str) -> np.ndarray:
+    """Arrays (H, W, ...) of one size as one array (N, H, W, ...)."""
+    made: np.ndarray | None = None
+    for row, image in pixels:
         if made is None:
-            made = np.empty((len(dataset), *pixels.shape), np.uint8)
-        if pixels.shape != made.shape[1:]:
+            made = np.empty((count, *image.shape), image.dtype)
+        if image.shape != made.shape[1:]:
             raise DataError(
-                f"{where}: row {row} is an image of {image.size[0]}x{image.size[1]} pixels, the first is of "
+                f"{where}: row {row} is an image of {image.shape[1]}x{image.shape[0]} pixels, the first is of "
                 f"{made.shape[2]}x{made.shape[1]}. Set size to resize them all"
             )
-        made[row] = pixels
+        made[row] = image
     if made is None:
         raise DataError(f"{where} is empty")
+    return made
+
+
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(width, height), as pictures have it, of a side or of (height, width)."""
+    return size if size is None else (size, size) if isinstance(size, int) else (size[1], size[0])
+
+
+def decode(
+    dataset: Any, column: str, where: str, size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> Tensor:
+    """Decode a column of images into one uint8 tensor (N, C, H, W).
+
+    size: resize to size x size, or to (height, width) (bilinear); without it all images must have one size. channels: 1 or 3;
+    by default that of the first image, where any colour format counts as 3. Raises DataError for anything that is not an image.
+    """
+    from PIL import Image
+
+    sides = _sides(size)
+
+    def pixels() -> Iterator[tuple[int, np.ndarray]]:
+        wanted = channels
+        for row, image in _pictures(dataset, column, where):
+            wanted = wanted or (1 if image.mode in ("1", "L", "I", "I;16", "F") else 3)
+            image = image.convert("L" if wanted == 1 else "RGB")
+            if sides is not None and image.size != sides:
+                image = image.resize(sides, Image.Resampling.BILINEAR)
+            yield row, np.asarray(image).reshape(image.size[1], image.size[0], wanted)
+
+    made = _stacked(len(dataset), pixels(), where)
     return torch.from_numpy(made).permute(0, 3, 1, 2).contiguous()
+
+
+def decode_masks(dataset: Any, column: str, where: str, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode a column of masks, images whose pixels are class numbers 0 to 255, into one uint8 tensor (N, H, W).
+
+    Of a picture with a palette the numbers count, not the colours. size: resize to (height, width); every pixel takes the class of
+    the nearest one. Raises DataError for images of several channels.
+    """
+    from PIL import Image
+
+    sides = _sides(size)
+
+    def numbers() -> Iterator[tuple[int, np.ndarray]]:
+        for row, image in _pictures(dataset, column, where):
+            if image.mode not in ("1", "L", "P"):
+                raise DataError(
+                    f"{where}: row {row} of column {column!r} is an image of mode {image.mode!r}; a mask has one number from 0 to 255 "
+                    "per pixel (modes L, P and 1)"
+                )
+            if sides is not None and image.size != sides:
+                image = image.resize(sides, Image.Resampling.NEAREST)
+            yield row, np.asarray(image).astype(np.uint8)
+
+    return torch.from_numpy(_stacked(len(dataset), numbers(), where))
 
 
 def channel_statistics(images: Tensor, scale: float = 255.0) -> tuple[tuple[float, ...], tuple[float, ...]]:

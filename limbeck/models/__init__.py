@@ -12,9 +12,11 @@ from limbeck.models.key_value_bottleneck import key_value_bottleneck
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.models.multi_exit import exit_encoder
 from limbeck.models.pretrained import load_pretrained, transformer
+from limbeck.models.prototypes import prototype_resnet
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.signal import signal_cnn, signal_transformer
+from limbeck.models.unet import unet
 from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
@@ -34,12 +36,14 @@ __all__ = [
     "mixture_gpt",
     "node_perceptron",
     "prefix_decoder",
+    "prototype_resnet",
     "resnet",
     "sentence_encoder",
     "signal_cnn",
     "signal_transformer",
     "student_encoder",
     "transformer",
+    "unet",
     "vit",
     "vq_autoencoder",
     "wide_resnet",

@@ -13,7 +13,8 @@ from limbeck.build import Factory, with_lineage
 from limbeck.errors import UsageError
 
 
-def _stage(channels: int, width: int, kernel: int, stride: int, layers: int) -> nn.Sequential:
+def stage(channels: int, width: int, kernel: int, stride: int, layers: int) -> nn.Sequential:
+    """(conv - BN - ReLU) x layers; the first convolution has the stride.  (B, channels, H, W) -> (B, width, H / stride, W / stride)"""
     parts = []
     for layer in range(layers):
         step, source = (stride, channels) if layer == 0 else (1, width)
@@ -30,7 +31,7 @@ class CNN(nn.Module):
     def __init__(self, widths, kernels, strides, layers, classes: int, channels: int, bias: bool):
         super().__init__()
         sources = (channels, *widths[:-1])
-        self.stages = nn.Sequential(*map(_stage, sources, widths, kernels, strides, layers))
+        self.stages = nn.Sequential(*map(stage, sources, widths, kernels, strides, layers))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], classes, bias=bias)
         for module in self.modules():

@@ -1,6 +1,6 @@
 """Objectives: Signals of student and teacher (and the batch) to a scalar loss with named parts."""
 
-from limbeck.objectives.adapters import OnSignal, PriorAdjusted, Scheduled, WhereCorrect
+from limbeck.objectives.adapters import AtPlaces, OnSignal, PriorAdjusted, Scheduled, WhereCorrect
 from limbeck.objectives.base import Loss, Objective, Sum
 from limbeck.objectives.contrastive import MemoryContrast, MutualInformation
 from limbeck.objectives.exits import AtExit
@@ -9,6 +9,7 @@ from limbeck.objectives.features import (
     EmbeddingDistance,
     Hint,
     MarginHint,
+    MaskedHints,
     NeuronSelectivity,
     NormDirection,
     ReviewHints,
@@ -18,6 +19,7 @@ from limbeck.objectives.features import (
 from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.logits.adversarial import Discriminator
 from limbeck.objectives.logits.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.logits.binary import BinaryTargets
 from limbeck.objectives.logits.calibrated import CalibratedTargets
 from limbeck.objectives.logits.distributions import (
     AdaptiveKL,
@@ -67,9 +69,11 @@ __all__ = [
     "AdaptiveKL",
     "AngleRelations",
     "AtExit",
+    "AtPlaces",
     "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
+    "BinaryTargets",
     "CalibratedTargets",
     "ConditionalInformation",
     "CorrelationTargets",
@@ -94,6 +98,7 @@ __all__ = [
     "MappedClasses",
     "MappedTokens",
     "MarginHint",
+    "MaskedHints",
     "MatrixOrientation",
     "MeanSquaredError",
     "MemoryContrast",

@@ -1,4 +1,4 @@
-"""Objectives made of another objective on logits: applied to another output, under a class prior, where one is right, for a while.
+"""Objectives made of another objective on logits: applied to another output, at every place, under a class prior, where one is right, for a while.
 
 OnSignal("heads.0", PriorAdjusted(WhereCorrect(SoftTargets(1.0)), counts, strength=2.5))
 """
@@ -15,7 +15,7 @@ from limbeck.errors import UsageError
 from limbeck.objectives import positions
 from limbeck.objectives.base import Batch, Connectors, Objective
 from limbeck.objectives.checks import require_choice, require_labels, require_signal
-from limbeck.signals import LOGITS, Reads, Signals
+from limbeck.signals import LOGITS, Reads, Signals, place_logits
 
 
 def require_logits_objective(owner: Objective, objective: Objective) -> None:
@@ -77,6 +77,26 @@ class OnSignal(Adapter):
     def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
         known = Signals({LOGITS: teacher[self.teacher]} if self.objective.reads.teacher else {})
         return self.inner(student[self.student], known, batch)
+
+
+@dataclass(frozen=True)
+class AtPlaces(Adapter):
+    """An objective on logits, at every place of a map: for segmentation and other dense predictions.
+
+    L = objective(z_s, z_t, batch),   z (B, classes, h, w) as positions (B, H, W) with the classes last
+
+    Logits of another size than the labels (B, H, W) are resized to it (bilinear); without labels, the student's to the teacher's. Places
+    labelled -100 do not count, as tokens do not. AtPlaces(CrossEntropy() + SoftTargets(2.0)) is a sum like any other.
+    """
+
+    objective: Objective
+
+    def compute(self, student: Signals, teacher: Signals, batch: Batch, connectors: Connectors) -> Tensor:
+        labels, known = batch.get("labels"), {name: teacher[name] for name in self.objective.reads.teacher}
+        like = labels if isinstance(labels, Tensor) and labels.dim() == 3 else None
+        like = next(iter(known.values()), student.logits)[:, 0] if like is None else like
+        known = Signals({name: place_logits(logits, like.shape[1:]) for name, logits in known.items()})
+        return self.inner(place_logits(student.logits, like.shape[1:]), known, batch)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import DataError, UsageError
-from limbeck.quantization.grids import Packed, PerChannel, PerGroup, Quantizer, dequantize, quantize
+from limbeck.quantization import columns as columns_of
+from limbeck.quantization.contract import Packed
+from limbeck.quantization.granularity import PerGroup
+from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.hessian import damped
 from limbeck.quantization.rounding import LayerRounding, by_group, scale_rows
-
-COLUMN = PerChannel(0)
 
 
 def reversed_factor(hessian: Tensor, damping: float) -> Tensor:
@@ -62,11 +63,11 @@ def gptq(
     weight (out, n); hessian (n, n), in whose type everything is computed. The rest: see `GPTQ`. parameters: scale and zero point
     to keep to, by default those that the quantizer finds. With a diagonal Hessian this is rounding to the nearest.
     """
-    grid, granularity = quantizer.grid, quantizer.granularity
+    granularity, put = quantizer.granularity, columns_of.onto(quantizer)
     rows, columns = weight.shape
     static_groups = act_order if static_groups is None else static_groups
     dynamic = isinstance(granularity, PerGroup) and not static_groups
-    scale, zero = quantizer.parameters(weight) if parameters is None else parameters
+    scale, zero = columns_of.parameters(weight, quantizer) if parameters is None else parameters
     scales, group = scale_rows(scale.float(), rows, columns, granularity)
     zeros, _ = scale_rows(zero, rows, columns, granularity)
     perm = (
@@ -79,14 +80,13 @@ def gptq(
     coupling = factor / factor.diagonal()  # N, unit upper triangular
     target = weight.t()[perm].to(kind)  # row j: t_j as far as it is known
     error = torch.empty_like(target)
-    codes = torch.empty(columns, rows, dtype=torch.int8 if grid.signed else torch.uint8, device=weight.device)
+    codes = torch.empty(columns, rows, dtype=getattr(quantizer.grid, "code_type", torch.uint8), device=weight.device)
     original = target.clone()
     unit = granularity.size if dynamic else 1
 
     def column(j: int) -> None:
-        s, z = scales[group[j]], zeros[group[j]]
-        codes[j] = quantize(target[j], s, z, grid, COLUMN)
-        torch.sub(dequantize(codes[j], s, z, COLUMN), original[j], out=error[j])
+        codes[j], values = put(target[j], scales[group[j]], zeros[group[j]])
+        torch.sub(values, original[j], out=error[j])
 
     def solve(low: int, high: int) -> None:
         if dynamic and low % unit == 0 and (high - low == unit or (high == columns and high - low < unit)):
@@ -109,7 +109,7 @@ def gptq(
             coupling[low:high, low:high].t(), target[low:high] - original[low:high], upper=False
         )
         moved = (original[low:high] + shift).t().contiguous()
-        s, z = quantizer.parameters(moved.float())
+        s, z = columns_of.parameters(moved.float(), quantizer)
         scales[low // unit], zeros[low // unit] = s.float().reshape(-1), z.reshape(-1)
 
     solve(0, columns)

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
-from limbeck.quantization.grids import SCALE_TYPES, Packed, PerChannel, PerGroup, PerTensor, Quantizer, parameter_shape
+from limbeck.quantization import columns
+from limbeck.quantization.contract import Packed
+from limbeck.quantization.granularity import PerChannel, PerGroup, PerTensor
+from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.hessian import LayerHessian, matrix
-from limbeck.quantization.packing import packed_length
 from limbeck.quantization.streaming import Segment, segments
 
 HESSIAN_TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -120,13 +122,23 @@ def rows_of(packed: Packed, counts: Sequence[int]) -> list[Packed]:
     return [Packed(*tensors, (count, *packed.shape[1:])) for count, tensors in zip(counts, zip(*parts))]
 
 
-def named(rounding: str | Rounding) -> Rounding | None:
+def as_rounding(rounding: str | Rounding) -> Rounding | None:
     """The method a name stands for, with its defaults; None for "nearest". Raises UsageError for an unknown one."""
     if isinstance(rounding, Rounding):
         return rounding
+    from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
+    from limbeck.quantization.decoupled import DecoupleQ
     from limbeck.quantization.gptq import GPTQ
+    from limbeck.quantization.half_quadratic import HalfQuadratic
 
-    known = {"nearest": None, "gptq": GPTQ}
+    known = {
+        "nearest": None,
+        "gptq": GPTQ,
+        "adaround": AdaRound,
+        "reconstruction": BlockReconstruction,
+        "hqq": HalfQuadratic,
+        "decoupleq": DecoupleQ,
+    }
     if rounding not in known:
         raise UsageError(
             f"rounding={rounding!r}: {did_you_mean(str(rounding), known)} Or give an object such as GPTQ(damping=0.05)"
@@ -140,28 +152,30 @@ def round_weights(
     batches: Iterable[Mapping[str, Any]],
     quantizers: Mapping[str, Quantizer],
     rounding: Rounding,
-) -> dict[str, Packed]:
-    """The packed weight of every module named in `quantizers`; modules that no batch reached are rounded to the nearest.
+) -> tuple[dict[str, Packed], dict[str, Tensor]]:
+    """The packed weight of every module named in `quantizers`, and new values of other parameters by name, where the method tunes
+    those; modules that no batch reached are rounded to the nearest.
 
     batches: calibration data, mappings that the model takes; not read by methods that need none. The model is left as it was.
     """
     found: dict[str, Packed] = {}
+    changed: dict[str, Tensor] = {}
     if rounding.reads_data:
         for segment in segments(model, batches, list(quantizers), rounding.targets):
             found |= rounding.solve(segment, quantizers)
+            changed |= segment.changed
     else:
-        segment = Segment(None, list(quantizers), model, (), ())
-        found = {path: rounding.layer(matrix(segment.module(path)), None, quantizers[path]) for path in quantizers}
+        found = {path: rounding.layer(matrix(model.get_submodule(path)), None, q) for path, q in quantizers.items()}
     rest = {path: q.encode(matrix(model.get_submodule(path))) for path, q in quantizers.items() if path not in found}
-    return {path: (found | rest)[path] for path in quantizers}
+    return {path: (found | rest)[path] for path in quantizers}, changed
 
 
-def scale_rows(scale: Tensor, rows: int, columns: int, granularity: Any) -> tuple[Tensor, Tensor]:
-    """Scales or zero points of a weight (rows, columns), as `parameter_shape` has them, as a table (groups, rows), and the group
-    of every column, int64 (columns,)."""
+def scale_rows(scale: Tensor, rows: int, count: int, granularity: Any) -> tuple[Tensor, Tensor]:
+    """Scales or zero points of a weight (rows, count), as `parameter_shape` has them, as a table (groups, rows), and the group
+    of every column, int64 (count,)."""
     if isinstance(granularity, PerGroup):
-        return scale.t().contiguous(), torch.arange(columns, device=scale.device) // granularity.size
-    nowhere = torch.zeros(columns, dtype=torch.int64, device=scale.device)
+        return scale.t().contiguous(), torch.arange(count, device=scale.device) // granularity.size
+    nowhere = torch.zeros(count, dtype=torch.int64, device=scale.device)
     if isinstance(granularity, PerTensor):
         return scale.reshape(1, 1).expand(1, rows).contiguous(), nowhere
     if granularity != PerChannel(0):
@@ -175,46 +189,40 @@ def by_group(weight: Tensor, hessian: Tensor, quantizer: Quantizer, solve: Calla
     weight (out, n); hessian (groups, n, n); solve(rows of the weight, their Hessian (n, n), quantizer, parameters) -> codes, scale,
     zero point. parameters: None, or the scale and zero point of the whole tensor, where the rows of all groups share one.
     """
-    whole = quantizer.parameters(weight) if isinstance(quantizer.granularity, PerTensor) and len(hessian) > 1 else None
+    whole = columns.parameters(weight, quantizer) if quantizer.granularity == PerTensor() and len(hessian) > 1 else None
     parts = [solve(rows, h, quantizer, whole) for rows, h in zip(weight.chunk(len(hessian)), hessian)]
     codes, scale, zero = parts[0] if len(parts) == 1 else (torch.cat(e) if e[0].dim() else e[0] for e in zip(*parts))
-    return quantizer.pack(codes, scale, zero)
+    return columns.packed(quantizer, codes, scale, zero)
 
 
 def to_text(packed: Packed) -> dict[str, str]:
     """The stored tensors of a packed weight as base64 text, for a plan's data."""
-
-    def text(value: Tensor) -> str:
-        value = value.detach().cpu().contiguous()
-        return base64.b64encode(value.flatten().view(torch.uint8).numpy().tobytes()).decode()
-
-    tensors = {"codes": packed.codes, "scale": packed.scale, "zero_point": packed.zero_point}
-    return {name: text(value) for name, value in tensors.items() if value is not None}
+    return {name: raw_text(value) for name, value in packed.tensors.items()}
 
 
 def from_text(texts: Any, shape: tuple[int, int], quantizer: Quantizer, path: str) -> Packed:
     """The reverse of `to_text` for a weight matrix of this shape. Raises ArtifactError for text that does not fit."""
-    grid, scales = quantizer.grid, parameter_shape(shape, quantizer.granularity)
-    small = torch.int8 if grid.signed else torch.uint8
-    width, kind = (shape[1], small) if grid.bits == 8 else (packed_length(shape[1], grid.bits), torch.uint8)
-    forms = {"codes": ((shape[0], width), kind), "scale": (scales, SCALE_TYPES[quantizer.scale_type])}
-    if not grid.symmetric:
-        forms["zero_point"] = (scales, small)
+    layout = quantizer.layout(shape)
+    if not isinstance(texts, Mapping) or set(texts) != set(layout):
+        raise ArtifactError(f"the rounded weight of {path!r} in the plan is damaged: it needs {sorted(layout)}")
+    made = {name: raw_tensor(texts[name], form, kind, path) for name, (form, kind) in layout.items()}
+    packed = Packed(made["codes"], made.get("scale"), made.get("zero_point"), tuple(shape), made.get("codebook"))
     try:
-        if set(texts) != set(forms):
-            raise ValueError(f"it has {sorted(texts)}, not {sorted(forms)}")
-        made = {}
-        for name, (form, kind) in forms.items():
-            raw = np.frombuffer(base64.b64decode(texts[name], validate=True), np.uint8).copy()
-            made[name] = torch.from_numpy(raw).view(kind).reshape(form)
-        if not torch.isfinite(made["scale"].float()).all() or not (made["scale"].float() > 0).all():
-            raise ValueError("a scale is not positive")
-        packed = Packed(made["codes"], made["scale"], made.get("zero_point"), tuple(shape))
-        codes = quantizer.codes(packed).to(torch.int16)
-        if int(codes.min()) < grid.low or int(codes.max()) > grid.high:
-            raise ValueError("a code is not on the grid")
-    except (ValueError, TypeError, KeyError, RuntimeError, binascii.Error) as error:
-        raise ArtifactError(
-            f"the rounded weight of {path!r} in the plan is damaged or has another size: {error}"
-        ) from error
+        quantizer.check(packed)
+    except ArtifactError as error:
+        raise ArtifactError(f"the rounded weight of {path!r} in the plan is damaged: {error}") from error
     return packed
+
+
+def raw_text(value: Tensor) -> str:
+    """The bytes of a tensor of any type as base64 text."""
+    return base64.b64encode(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).decode()
+
+
+def raw_tensor(text: Any, shape: Sequence[int], kind: torch.dtype, name: str) -> Tensor:
+    """The reverse of `raw_text`. Raises ArtifactError for text that is damaged or of another size."""
+    try:
+        raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).copy()
+        return torch.from_numpy(raw).view(kind).reshape(tuple(shape))
+    except (ValueError, TypeError, RuntimeError, binascii.Error) as error:
+        raise ArtifactError(f"the data of {name!r} in the plan are damaged or have another size: {error}") from error

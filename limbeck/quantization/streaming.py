@@ -49,6 +49,7 @@ class Segment:
         self.hidden: list[Tensor] = []
         self.targets: list[Tensor] | None = None
         self.replaced: dict[str, Tensor] = {}
+        self.changed: dict[str, Tensor] = {}
 
     def module(self, path: str) -> nn.Module:
         """The module at a path of the model, inside this segment."""
@@ -60,6 +61,12 @@ class Segment:
         if self.path is None:
             self.replaced.setdefault(path, module.weight.detach().clone())
         write_matrix(module, weight)
+
+    def change(self, name: str, value: Tensor) -> None:
+        """Give a parameter of the block that is not quantized (of a norm) another value; `changed` has it by its name in the model."""
+        with torch.no_grad():
+            self.block.get_parameter(name).copy_(value)
+        self.changed[f"{self.path}.{name}"] = value
 
     def visit(self, paths: Iterable[str], see: See, batches: int | None = None) -> None:
         """Run the segment on every batch; see(path, x, mask) with the input of each of these modules at each of its calls."""

@@ -206,6 +206,7 @@ class Report:
 
 
 ORDER = (
+    "mean_iou",
     "accuracy",
     "perplexity",
     "ndcg@10",

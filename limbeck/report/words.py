@@ -8,6 +8,7 @@ from limbeck.measure.base import Measurement
 
 TITLES = {
     "accuracy": "Accuracy",
+    "mean_iou": "Mean IoU",
     "loss": "Loss",
     "calibration_error": "Calibration error",
     "perplexity": "Perplexity",
@@ -21,7 +22,7 @@ TITLES = {
     "drop": "Quality drop",
     "memory": "Peak memory",
 }
-PERCENT = ("accuracy", "calibration_error")
+PERCENT = ("accuracy", "mean_iou", "class_accuracy", "calibration_error")
 LESS = {"bytes": "smaller", "latency": "faster"}
 MORE = {"bytes": "larger", "latency": "slower"}
 DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))

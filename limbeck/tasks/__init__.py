@@ -8,6 +8,7 @@ from limbeck.tasks.images import ImageClassification
 from limbeck.tasks.language import LanguageModelling
 from limbeck.tasks.masked import MaskedLanguageModelling
 from limbeck.tasks.retrieval import Retrieval
+from limbeck.tasks.segmentation import SemanticSegmentation
 from limbeck.tasks.sequences import SequenceToSequence
 from limbeck.tasks.text import TextClassification
 
@@ -20,6 +21,7 @@ __all__ = [
     "MaskedLanguageModelling",
     "NodeClassification",
     "Retrieval",
+    "SemanticSegmentation",
     "SequenceToSequence",
     "Task",
     "TextClassification",

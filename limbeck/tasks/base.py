@@ -36,6 +36,16 @@ def subset(size: int, limit: int | None) -> Tensor:
     return torch.arange(size) if limit is None or limit >= size else torch.arange(limit) * size // limit
 
 
+def checked_examples(examples: Mapping[str, int] | None) -> dict[str, int]:
+    """How many examples of a split to keep, by its name; UsageError for other names or counts."""
+    for split, count in (examples or {}).items():
+        if split not in SPLITS or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UsageError(
+                f"examples={examples!r}: must name splits ({', '.join(SPLITS)}) and whole numbers of at least 1"
+            )
+    return dict(examples or {})
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of -log softmax(logits)[label] over the positions whose label is not -100; 0 where there is none.
 

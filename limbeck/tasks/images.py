@@ -15,7 +15,7 @@ from limbeck.datasets.labels import class_labels
 from limbeck.datasets.load import column, load_splits
 from limbeck.datasets.split import holdout
 from limbeck.errors import DataError, UsageError
-from limbeck.tasks.base import SPLITS, Classification, subset
+from limbeck.tasks.base import Classification, checked_examples, subset
 
 # data set -> (crop padding, flip): what may change without changing the class
 AUGMENTATION = {"digits": (1, False), "mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True)}
@@ -78,7 +78,7 @@ class ImageClassification(Classification):
         self.region = None if region is None else tuple(region)
         if region is not None and (len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1):
             raise UsageError(f"region={region!r} must be two shares of the area, above 0, rising, at most 1")
-        self.examples = _checked(examples)
+        self.examples = checked_examples(examples)
         self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
         if self.region:
             self.augmentation += f", region {self.region[0]} to {self.region[1]}"
@@ -175,12 +175,3 @@ class ImageClassification(Classification):
         yield {"task": self.name, "mean": self.mean, "std": self.std, "scale": self._scale, "classes": self.classes}
         for split in self.splits():
             yield from (split, *self._data[split])
-
-
-def _checked(examples: Mapping[str, int] | None) -> dict[str, int]:
-    for split, count in (examples or {}).items():
-        if split not in SPLITS or isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UsageError(
-                f"examples={examples!r}: must name splits ({', '.join(SPLITS)}) and whole numbers of at least 1"
-            )
-    return dict(examples or {})

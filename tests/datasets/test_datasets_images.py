@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.datasets.images import channel_statistics, decode, resized_regions, shift_and_flip
+from limbeck.datasets.images import channel_statistics, decode, decode_masks, resized_regions, shift_and_flip
 from limbeck.errors import DataError, UsageError
 
 
@@ -93,3 +93,29 @@ def test_the_whole_image_is_a_region_and_bytes_stay_bytes():
     assert torch.equal(out, again)
     with pytest.raises(UsageError, match="region"):
         resized_regions(images, (0.0, 1.0), draws)
+
+
+def test_masks_hold_numbers_whatever_their_palette():
+    numbers = np.random.default_rng(0).integers(0, 12, (2, 4, 6), np.uint8)
+    coloured = []
+    for mask in numbers:
+        picture = Image.fromarray(mask).convert("L").copy()
+        picture.putpalette([255 - i for i in range(256) for _ in range(3)])
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        coloured.append({"bytes": file.getvalue(), "path": None})
+    palette = datasets.Dataset.from_dict({"image": coloured}).cast_column("image", datasets.Image())
+    for rows in (table(numbers), palette):
+        assert torch.equal(decode_masks(rows, "image", "here"), torch.from_numpy(numbers))
+    small = decode_masks(table(numbers), "image", "here", (2, 3))
+    assert small.shape == (2, 2, 3) and set(small.unique().tolist()) <= set(numbers.ravel().tolist())
+
+
+def test_a_mask_of_several_channels_is_refused():
+    with pytest.raises(DataError, match="mode 'RGB'; a mask has one number"):
+        decode_masks(table(np.zeros((1, 4, 4, 3), np.uint8)), "image", "here")
+
+
+def test_a_size_may_have_two_sides():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    assert decode(table(pixels), "image", "here", (4, 6)).shape == (2, 3, 4, 6)

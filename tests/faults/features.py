@@ -9,6 +9,13 @@ FAULTS = [
         "tests/laws",
     ),
     (
+        "hint: only the teacher's feature is scaled to length 1",
+        "objectives/features/hints.py",
+        "own, target = divergences.directions(own), divergences.directions(target)\n        loss = DIST",
+        "target = divergences.directions(target)\n        loss = DIST",
+        "tests/objectives/test_hint_values.py",
+    ),
+    (
         "a sample compares with itself",
         "objectives/relations/similarities.py",
         "pairs = ~torch.eye",
@@ -273,5 +280,33 @@ FAULTS = [
         "target = F.layer_norm(positions.precise(target), target.shape[-1:])",
         "target, own = (F.layer_norm(positions.precise(x), x.shape[-1:]) for x in (target, own))",
         "tests/objectives/test_objective_values.py",
+    ),
+    (
+        "masked hints: who asks and who answers swapped",
+        "objectives/features/masks.py",
+        'connectors["masks"](asked[self.query], asked[self.key]',
+        'connectors["masks"](asked[self.key], asked[self.query]',
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "masked hints: the mask before the norm dropped",
+        "objectives/features/masks.py",
+        "masks.pow(3)",
+        "masks.square()",
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "masked hints: a mask overlaps with itself",
+        "objectives/features/masks.py",
+        "(masks.sum(1).square().sum(1) - squares)",
+        "masks.sum(1).square().sum(1)",
+        "tests/objectives/test_masked_hints.py",
+    ),
+    (
+        "at places: classes are not last",
+        "signals.py",
+        "return logits.movedim(1, -1)",
+        "return logits.transpose(1, -1)",
+        "tests/objectives/test_places.py",
     ),
 ]

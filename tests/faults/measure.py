@@ -22,4 +22,18 @@ FAULTS = [
         ".clamp(min=0)",
         "tests/measure/test_attention_patterns.py",
     ),
+    (
+        "segmentation: the union counts the overlap twice",
+        "measure/segmentation.py",
+        "confusion.sum(0) + confusion.sum(1) - right",
+        "confusion.sum(0) + confusion.sum(1)",
+        "tests/measure/test_segmentation_metrics.py",
+    ),
+    (
+        "segmentation: void places are measured",
+        "measure/segmentation.py",
+        "counted = labels != IGNORED",
+        "counted = labels >= IGNORED",
+        "tests/measure/test_segmentation_metrics.py",
+    ),
 ]

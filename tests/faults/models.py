@@ -106,4 +106,25 @@ FAULTS = [
         "std=0.02",
         "tests/models/test_models_initialize.py",
     ),
+    (
+        "prototypes: residuals of the other sign",
+        "models/prototypes.py",
+        "@ tokens - shares.sum(1)",
+        "@ tokens + shares.sum(1)",
+        "tests/models/test_models_prototypes.py",
+    ),
+    (
+        "prototypes: shares over tokens instead of prototypes",
+        "models/prototypes.py",
+        "(own @ known.T).softmax(-1)",
+        "(own @ known.T).softmax(1)",
+        "tests/models/test_models_prototypes.py",
+    ),
+    (
+        "prototypes: the dictionary is not encoded",
+        "models/prototypes.py",
+        "self.encode(tokens), self.encode(self.prototypes)",
+        "self.encode(tokens), self.prototypes",
+        "tests/models/test_models_prototypes.py",
+    ),
 ]

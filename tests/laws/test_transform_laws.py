@@ -29,6 +29,7 @@ from limbeck.pruning import (
     PruneLayers,
     Sparsify,
     Taylor,
+    TrimVocabulary,
 )
 from limbeck.quantization import (
     AWQ,
@@ -88,6 +89,7 @@ TRANSFORMS = {
     "Prune-flops": (Prune(ActivationNorm(**SMALL), keep_flops=0.7), Prune(ActivationNorm(**SMALL), keep_flops=1.0), True),
     "PruneLayers-angular": (PruneLayers(0.67, scorer=AngularDistance(**SMALL)), PruneLayers(1.0), True),
     "PruneLayers-even": (PruneLayers(0.67, scorer=EvenSpacing()), PruneLayers(1.0, scorer=EvenSpacing()), True),
+    "TrimVocabulary": (TrimVocabulary(least=0.03), TrimVocabulary(range(40)), True),
     "Sparsify": (Sparsify(0.6), Sparsify(0.0), True),
     "Sparsify-2:4": (Sparsify(pattern="2:4", scorer=Taylor(**SMALL)), None, True),
     "LowRank": (LowRank(energy=0.6), LowRank(rank=10_000), True),
@@ -108,9 +110,12 @@ TRANSFORMS = {
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
+    "Quantize-ternary": (Quantize(grid="ternary", weights="tensor", activations="dynamic"), Quantize(bits=32), False),
+    "Quantize-codebooks": (Quantize(grid="kmeans", bits=3, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
-CASES = [(name, model) for name in TRANSFORMS for model in MODELS if (name, model) != ("Replace", "resnet")]
+ONLY = {"Replace": ("vit", "encoder"), "TrimVocabulary": ("encoder",)}  # models that have what is transformed
+CASES = [(name, model) for name in TRANSFORMS for model in MODELS if model in ONLY.get(name, MODELS)]
 each = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{n}-{m}" for n, m in CASES])
 
 

@@ -169,7 +169,7 @@ def test_quantize_takes_it_by_name_or_as_an_object_and_its_plan_replays():
     transform = Quantize(bits=3, weights=16, activations=None, rounding="gptq")
     plan = transform.plan(model, task)
     assert plan == Quantize(bits=3, weights=16, activations=None, rounding=GPTQ()).plan(model, task)
-    assert plan.decisions["rounding"] == {"class": "GPTQ"} and set(plan.decisions["data"]) == {"0", "2", "4"}
+    assert plan.decisions["rounding"] == {"class": "GPTQ"} and set(plan.decisions["data"]["weights"]) == {"0", "2", "4"}
     rounded = apply(copy.deepcopy(model), Plan.from_json(plan.to_json()))
     nearest = apply(copy.deepcopy(model), Quantize(bits=3, weights=16, activations=None).plan(model))
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_recipes_name_it():
 def test_data_that_do_not_fit_are_refused(change, words):
     model, task = perceptron(), Numbers(32)
     plan = Quantize(bits=3, weights=16, activations=None, rounding="gptq").plan(model, task).to_json()
-    change(plan["decisions"]["data"])
+    change(plan["decisions"]["data"]["weights"])
     with pytest.raises(ArtifactError, match=words):
         apply(model, Plan.from_json(plan))
 

@@ -4,6 +4,7 @@ from limbeck.objectives.features.activations import AttentionTransfer, NeuronSel
 from limbeck.objectives.features.directions import NormDirection
 from limbeck.objectives.features.hints import EmbeddingDistance, Hint
 from limbeck.objectives.features.margins import MarginHint
+from limbeck.objectives.features.masks import MaskedHints
 from limbeck.objectives.features.review import ReviewHints
 from limbeck.objectives.features.singular import SingularHints
 from limbeck.objectives.features.variational import VariationalHint
@@ -13,6 +14,7 @@ __all__ = [
     "EmbeddingDistance",
     "Hint",
     "MarginHint",
+    "MaskedHints",
     "NeuronSelectivity",
     "NormDirection",
     "ReviewHints",

@@ -29,7 +29,7 @@ class _Patterns(LayerPair):
         places = own.shape[1:2] if own.dim() == 3 else own.shape[2:]
         weights = positions.weights(batch, (len(own), *places), labels=False)
         examples = batch.get("sample_weight")
-        own, target = (_channels(x, weights) for x in (own, target))
+        own, target = (channels_over_places(x, weights) for x in (own, target))
         with torch.autocast(own.device.type, enabled=False):
             loss = self.compare(own, target, None if weights is None else (weights != 0).flatten(1))
         return positions.mean(loss, None if examples is None else examples.float())
@@ -39,7 +39,7 @@ class _Patterns(LayerPair):
         raise NotImplementedError
 
 
-def _channels(feature: Tensor, weights: Tensor | None) -> Tensor:
+def channels_over_places(feature: Tensor, weights: Tensor | None) -> Tensor:
     """A map (B, C, H, W) or a sequence (B, L, D) as (B, channels, places), zeros at the places that do not count."""
     if feature.dim() == 4:
         feature = feature.movedim(1, -1)
