@@ -118,6 +118,7 @@ class TranslationBed(Bed):
     depth: int = 4
     width: int = 64
     heads: int = 4
+    embeddings: float = 0.1
     translating_steps: int = 1500
     tuning_steps: int = 200
     batch_size: int = 32
@@ -177,7 +178,7 @@ class TranslationBed(Bed):
     def encoder(self, depth: int | None = None) -> Encoder:
         """An untrained encoder; by default as deep as the multilingual one."""
         sizes = {"length": self.length, "depth": depth or self.depth, "width": self.width, "heads": self.heads}
-        return unit_variance(encoder(self.captions().size, len(TOPICS), **sizes))
+        return unit_variance(encoder(self.captions().size, len(TOPICS), **sizes), self.embeddings)
 
     def config(self, steps: int, **changes: Any) -> TrainingConfig:
         """The bed's way to train: AdamW, a cosine schedule with warm-up, gradients clipped at 1."""

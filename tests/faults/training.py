@@ -134,6 +134,20 @@ FAULTS = [
         "tests/test_signals.py",
     ),
     (
+        "sparse tuning: the least changed weights move",
+        "training/sparse_tuning.py",
+        "everything.sort(descending=True, stable=True)",
+        "everything.sort(stable=True)",
+        "tests/training/test_training_sparse_tuning.py",
+    ),
+    (
+        "sparse tuning: masks upside down",
+        "training/sparse_tuning.py",
+        "torch.where(mask, parameter, self.start[name])",
+        "torch.where(mask, self.start[name], parameter)",
+        "tests/training/test_training_sparse_tuning.py",
+    ),
+    (
         "communication: the second round repeats the first",
         "training/communication.py",
         "spoken = answer",
