@@ -32,6 +32,7 @@ _NAMES = {
     "Trainer": "limbeck.training",
     "Prune": "limbeck.pruning",
     "PruneLayers": "limbeck.pruning",
+    "TrimVocabulary": "limbeck.pruning",
     "Sparsify": "limbeck.pruning",
     "LowRank": "limbeck.factorization",
     "AlignClassifier": "limbeck.conversion",

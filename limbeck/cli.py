@@ -121,6 +121,10 @@ def compare(
     against: Annotated[
         str | None, typer.Option("--against", help="The name that the others are compared with; the first when absent.")
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", min=1, help="How many students train at the same time, each in a process of its own."),
+    ] = 1,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +132,9 @@ def compare(
     from limbeck.comparison import compare as run
     from limbeck.report.comparison import comparison_table, scales_table
 
-    found = run(recipe, objectives, out, seeds=seeds, against=against, trust=tuple(trust or ()), progress=not as_json)
+    found = run(
+        recipe, objectives, out, seeds=seeds, against=against, jobs=jobs, trust=tuple(trust or ()), progress=not as_json
+    )
     if as_json:
         show(found)
         return

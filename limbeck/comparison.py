@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limbeck import __version__, vocabulary
 from limbeck.choices import named_objectives
 from limbeck.errors import DataError, TrainingError, UsageError, did_you_mean
@@ -30,7 +32,9 @@ from limbeck.jobs import Job, from_recipe
 from limbeck.measure import environment, quality_torch
 from limbeck.measure.quality import better_of
 from limbeck.objectives.base import Objective, terms_of
+from limbeck.parallel import processes
 from limbeck.pipeline import Run
+from limbeck.progress import bar
 from limbeck.recipe import Recipe
 from limbeck.stages import Stage
 from limbeck.steps import Distill
@@ -51,6 +55,7 @@ def compare(
     against: str | None = None,
     steps: int = 10,
     rounds: int = 5,
+    jobs: int = 1,
     trust: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -58,17 +63,19 @@ def compare(
 
     objectives: two or more, as text for `named_objectives` ("recipe, CrossEntropy+SoftTargets{temperature: 2}"), as {name: objective or
     spec}, or a list of such. seeds: from the recipe's own on. against: the name of the objective that the others are compared with; the
-    first when absent. steps: over which the scales of the terms are averaged. rounds: of the cost measurement.
+    first when absent. steps: over which the scales of the terms are averaged. rounds: of the cost measurement. jobs: students
+    that train at the same time, each in a process of its own with its share of the threads.
 
     Raises UsageError for a recipe without a distill step, for fewer than two objectives and for names that are not there.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    if seeds < 1:
-        raise UsageError(f"seeds={seeds}: at least one is needed")
+    for name, count in (("seeds", seeds), ("jobs", jobs)):
+        if count < 1:
+            raise UsageError(f"{name}={count}: at least one is needed")
     out = Path(out)
     run = _Comparison(recipe, objectives, out, against, tuple(trust), progress)
     with locked(out / ".lock", f"another run is writing to {out}"):
-        found = run.go(seeds, steps, rounds)
+        found = run.go(seeds, steps, rounds, jobs)
         shutil.rmtree(out / "work", ignore_errors=True)
     return found
 
@@ -104,16 +111,33 @@ class _Comparison:
         balance = self.step.balance if len(terms_of(objective)) > 1 else None
         return dataclasses.replace(self.step, objective=objective, balance=balance)
 
-    def go(self, seeds: int, steps: int, rounds: int) -> dict[str, Any]:
+    def student(self, name: str, seed: int) -> Stage:
+        """The student of one objective and one seed, trained unless it is there."""
+        run = Run(dataclasses.replace(self._job(seed), steps=(*self.before, self._step(name))), self.out, self.progress)
+        with _named(name, seed):
+            return run.stages()[-1]
+
+    def _side_by_side(self, seeds: Sequence[int], jobs: int) -> None:
+        """Train all students, `jobs` at a time. What comes before them in the recipe is there first, for nobody makes it twice."""
+        if self.before:
+            for seed in seeds:
+                Run(dataclasses.replace(self._job(seed), steps=self.before), self.out, self.progress).stages()
+        own = (self.recipe, self.objectives, self.out, self.against, self.trust)
+        calls = {(seed, name): (*own, name, seed) for seed in seeds for name in self.objectives}
+        threads = max(1, torch.get_num_threads() // jobs)
+        with bar("students", len(calls), self.progress) as shown, processes(jobs, threads) as run:
+            for done, ((seed, name), _) in enumerate(run(_train, calls), 1):
+                shown.update(done, f"{name}, seed {seed}")
+
+    def go(self, seeds: int, steps: int, rounds: int, jobs: int) -> dict[str, Any]:
         scales, costs = self._looked_at(steps, rounds)
+        if jobs > 1:
+            self._side_by_side(range(self.recipe.seed, self.recipe.seed + seeds), jobs)
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.objectives}
         for seed in range(self.recipe.seed, self.recipe.seed + seeds):
             job = self._job(seed)
             for name in self.objectives:
-                run = Run(dataclasses.replace(job, steps=(*self.before, self._step(name))), self.out, self.progress)
-                with _named(name, seed):
-                    made = run.stages()[-1]
-                results[name].append({"seed": seed, **self._measured(made, job)})
+                results[name].append({"seed": seed, **self._measured(self.student(name, seed), job)})
             found = self._summary(results, scales, costs)
             write_json(self.out / "comparison.json", found)
         from limbeck.report.comparison import comparison_page
@@ -227,6 +251,19 @@ class _Comparison:
                     }
                 )
         return made
+
+
+def _train(
+    recipe: Recipe,
+    objectives: Mapping[str, Objective],
+    out: Path,
+    against: str,
+    trust: tuple[str, ...],
+    name: str,
+    seed: int,
+) -> None:
+    """One student, in a process of its own."""
+    _Comparison(recipe, objectives, out, against, trust, False).student(name, seed)
 
 
 def _listed(given: Any) -> list[Any]:

@@ -23,9 +23,15 @@ KINDS: dict[str, tuple[int, str]] = {
     "prune_layers": (1, "limbeck.pruning.depth:apply"),
     "mask": (1, "limbeck.pruning.sparsity:apply"),
     "low_rank": (1, "limbeck.factorization.low_rank:apply"),
+    "trim_vocabulary": (1, "limbeck.pruning.vocabulary:apply"),
     "quantize": (1, "limbeck.quantization.quantize:apply"),
     "replace": (1, "limbeck.conversion.replace:apply"),
     "fold_batch_norm": (1, "limbeck.quantization.folding:apply"),
+    "sequence": (1, "limbeck.plan:apply_sequence"),
+    "quantize_softmax": (1, "limbeck.quantization.activations:apply"),
+    "rescale": (1, "limbeck.quantization.equivalence.folds:apply"),
+    "rotate": (1, "limbeck.quantization.equivalence.rotate:apply"),
+    "clip_weights": (1, "limbeck.quantization.equivalence.awq:apply_clip"),
     "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
     "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }
@@ -70,7 +76,29 @@ class Plan:
         By convention `data` holds what only changes values (masks, bases found on calibration data), never names or shapes.
         It is left out of a model's lineage, because there the weights carry it already.
         """
-        return Plan(self.kind, {k: v for k, v in self.decisions.items() if k != "data"}, self.version)
+        kept = {k: v for k, v in self.decisions.items() if k != "data"}
+        if self.kind == SEQUENCE:
+            kept["plans"] = [plan.lean().to_json() for plan in _parts(self)]
+        return Plan(self.kind, kept, self.version)
+
+
+SEQUENCE = "sequence"
+
+
+def in_sequence(*plans: Plan) -> Plan:
+    """One plan that carries out several, each on what the one before has left."""
+    return Plan(SEQUENCE, {"plans": [plan.to_json() for plan in plans]})
+
+
+def _parts(plan: Plan) -> list[Plan]:
+    return [Plan.from_json(value) for value in plan.decisions.get("plans", ())]
+
+
+def apply_sequence(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carry out the plans of a sequence in order."""
+    for part in _parts(plan):
+        model = _carried_out(model, part)
+    return model
 
 
 class Transform(Protocol):
@@ -88,6 +116,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     from limbeck.build import extend_lineage
 
+    return extend_lineage(_carried_out(model, plan), model, plan.lean())
+
+
+def _carried_out(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.kind not in KINDS:
         raise ArtifactError(f"unknown kind of plan {plan.kind!r}. {did_you_mean(plan.kind, KINDS)}")
     newest, target = KINDS[plan.kind]
@@ -96,5 +128,4 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             f"plan {plan.kind!r} has version {plan.version}; this Limbeck replays 1 to {newest}. Install a newer Limbeck."
         )
     module, _, function = target.partition(":")
-    changed = getattr(importlib.import_module(module), function)(model, plan)
-    return extend_lineage(changed, model, plan.lean())
+    return getattr(importlib.import_module(module), function)(model, plan)

@@ -157,11 +157,21 @@ class Tap:
 
     Who asks for a module's input and its weight, and not for the logits, applies that module himself: the pass ends
     before it, once everything else that was named is there. So an output projection onto a large vocabulary is never run.
+
+    partial: a pass ends as soon as every named module has run once, so that what comes after the deepest of them costs nothing.
+    Without effect where the logits are named; of a module that runs several times in one pass the first output is kept.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], visit: Callable[[str, Tensor], None] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Iterable[str],
+        visit: Callable[[str, Tensor], None] | None = None,
+        partial: bool = False,
+    ):
         self.model = model
         self.names = frozenset(names)
+        self.partial = partial and LOGITS not in self.names
         self._visit = visit
         self._captured: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -214,6 +224,8 @@ class Tap:
     def _keep(self, key: str, value: Any) -> None:
         if self._visit is None:
             self._captured[key] = first_tensor(value)
+            if self.partial and self._captured.keys() >= self._awaited:
+                raise _Enough
             return
         try:
             tensor = first_tensor(value)
@@ -247,9 +259,11 @@ class Tap:
         self._parameters, self._awaited = {}, set()
 
 
-def capture(model: nn.Module, batch: Mapping[str, Any], names: Iterable[str] = (LOGITS,)) -> Signals:
+def capture(
+    model: nn.Module, batch: Mapping[str, Any], names: Iterable[str] = (LOGITS,), partial: bool = False
+) -> Signals:
     """One tapped forward pass."""
-    with Tap(model, names) as tap:
+    with Tap(model, names, partial=partial) as tap:
         return tap(batch)
 
 

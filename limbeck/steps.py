@@ -18,6 +18,7 @@ from limbeck.training.balance import as_balance, require_terms
 TRANSFORMS = {
     "prune": "Prune",
     "prune_layers": "PruneLayers",
+    "trim_vocabulary": "TrimVocabulary",
     "sparsify": "Sparsify",
     "low_rank": "LowRank",
     "fold_batch_norm": "FoldBatchNorm",
@@ -68,14 +69,14 @@ class Train:
 class QuantizationAware:
     """Train the student with its quantization simulated, then quantize it on the grid that was trained.
 
-    quantize: fields of `Quantize`. learned: weight scales and input steps are learned (LSQ). average: decay of the moving
+    quantize: fields of `Quantize`. learned: weight scales and input steps are learned (LSQ); "clip": the inputs' upper ends (PACT). average: decay of the moving
     average that input ranges follow, e.g. 0.99; None keeps the calibrated ones.
     """
 
     quantize: Any
     train: TrainingConfig
     objective: Any = None
-    learned: bool = False
+    learned: bool | str = False
     average: float | None = None
     name: str = "quantization_aware"
 

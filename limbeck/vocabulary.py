@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "transform": ("limbeck.pruning", "limbeck.factorization", "limbeck.conversion", "limbeck.quantization"),
     "scorer": ("limbeck.pruning",),
     "balance": ("limbeck.training",),
+    "rounding": ("limbeck.quantization",),
 }
 # what tells the members of a role from the other public names of its rooms
 _MARK = {
@@ -32,6 +33,7 @@ _MARK = {
     "transform": "plan",
     "scorer": "score",
     "balance": "weigher",
+    "rounding": "solve",
 }
 
 

@@ -242,6 +242,9 @@ def fill(past: Lineage, tensors: dict[str, Tensor], description: Description, tr
     if model is None or _has_meta(model):
         model = empty_model(past, trust)
         _put(model, tensors, description)
+    for module in model.modules():
+        if getattr(module, "limbeck_quantized", False):
+            module.verify()
     return model
 
 

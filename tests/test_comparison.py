@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 import yaml
@@ -136,6 +137,18 @@ def test_one_seed_has_no_differences_and_failures_name_the_objective(made, tmp_p
     comparison_page(found), comparison_table(found)
     with pytest.raises(TrainingError, match=r"objective 'wild', seed 3.*inf"):
         compare(RECIPE, "recipe,wild=1e38*CrossEntropy", tmp_path, seeds=1, steps=1, rounds=1, progress=False)
+
+
+def test_two_at_a_time_gives_the_same_students(made, tmp_path):
+    folder, found, _ = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    own = "recipe,CrossEntropy"
+    again = compare(RECIPE, own, tmp_path / "out", seeds=2, steps=2, rounds=2, jobs=2, progress=False)
+    for mine, other in zip(again["objectives"], found["objectives"]):
+        for metric, value in mine["metrics"].items():
+            assert value["values"] == pytest.approx(other["metrics"][metric]["values"], abs=1e-6)
+    with pytest.raises(UsageError, match="jobs=0"):
+        compare(RECIPE, own, tmp_path / "other", jobs=0, progress=False)
 
 
 def test_names_of_objectives(tmp_path):

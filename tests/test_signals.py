@@ -64,6 +64,21 @@ def test_gradients_flow_through_captured_signals():
     assert model.embed.weight.grad is not None and model.layers[1].weight.grad is None
 
 
+def test_a_partial_pass_ends_after_the_deepest_signal():
+    model, ran = Text(), []
+    for at, layer in enumerate(model.layers):
+        layer.register_forward_hook(lambda *_, at=at: ran.append(at))
+    whole = capture(model, BATCH, {"embed", "layers.0"})
+    part = capture(model, BATCH, {"embed", "layers.0"}, partial=True)
+    assert ran == [0, 1, 0] and all(torch.equal(part[name], whole[name]) for name in ("embed", "layers.0"))
+    assert set(capture(model, BATCH, {"logits", "layers.0"}, partial=True)) == {"logits", "layers.0"}
+    assert set(capture(model, BATCH, {"layers.0:input", "layers.1:weight"}, partial=True)) == {
+        "layers.0:input",
+        "layers.1:weight",
+    }
+    assert ran == [0, 1, 0, 0, 1]
+
+
 def test_hooks_are_gone_afterwards_also_after_an_error():
     model = Text()
     capture(model, BATCH, {"layers.0"})

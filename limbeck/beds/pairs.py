@@ -39,11 +39,13 @@ def recall(pairs: Tensor, count: int = 1) -> float:
     return torch.cat(found).double().mean().item()
 
 
-def _recall_at_one(pairs: Tensor, _: Tensor) -> float:
+def recall_at_one(pairs: Tensor, _: Tensor) -> float:
+    """A task's metric: `recall` of pairs whose labels say nothing."""
     return recall(pairs)
 
 
-def _contrast(pairs: Tensor, _: Tensor) -> Tensor:
+def contrast(pairs: Tensor, _: Tensor) -> Tensor:
+    """A task's loss: `PairedContrast`; 0 of one pair."""
     return PairedContrast()(Signals({"logits": pairs}), Signals({}), {}).value if len(pairs) > 1 else pairs.sum() * 0
 
 
@@ -64,9 +66,9 @@ def _task(dataset: str, columns: tuple[str, str], vocabulary: int, length: int, 
         data[split] = {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(len(ids), dtype=torch.long)}
     task = CustomTask(
         data,
-        metric=_recall_at_one,
+        metric=recall_at_one,
         metric_name="recall@1",
-        loss=_contrast,
+        loss=contrast,
         inputs=("input_ids", "attention_mask"),
         name="code pairs",
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.beds.base import Bed
-from limbeck.datasets.load import load
+from limbeck.datasets.languages import LANGUAGES, lines_by_language
 from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
 from limbeck.files import digest
@@ -26,10 +26,6 @@ from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Distil, Procedure
 
 KINDS = ("spans", "continuation", "languages")
-LANGUAGES = (
-    *("afr", "ast", "cat", "ces", "cym", "dan", "deu", "eng", "eus", "fin", "fra", "fry", "gla", "gle", "glg", "hrv"),
-    *("hun", "isl", "ita", "lit", "ltz", "nld", "nno", "nob", "pol", "por", "ron", "slk", "slv", "spa", "swe", "tur"),
-)
 
 
 def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,18 +53,14 @@ def spans(blocks: Tensor, count: int, size: int, first: int, seed: int) -> tuple
 
 def _languages(source: int) -> SequenceToSequence:
     """Windows of lines as bytes; after these the start token, 256, and one token per language."""
-    found, made = load("udhr"), {}
-    first: dict[str, str] = {}  # one text per language: others are the same lines in another spelling
-    for number, code in zip(found["train"]["id"], found["train"]["iso639-3"]):
-        first[code] = min(number, first.get(code, number))
-    for split, rows in found.items():
+    made = {}
+    for split, lines in lines_by_language().items():
         texts, labels = [], []
-        for number, code, text in zip(rows["id"], rows["iso639-3"], rows["sentence"]):
-            if code in LANGUAGES and number == first[code]:
-                line = list(text.encode())
-                starts = range(0, len(line) - source + 1, source // (4 if split == "train" else 2))
-                texts += [line[at : at + source] for at in starts]
-                labels += [[257 + LANGUAGES.index(code)]] * len(starts)
+        for code, text in lines:
+            line = list(text.encode())
+            starts = range(0, len(line) - source + 1, source // (4 if split == "train" else 2))
+            texts += [line[at : at + source] for at in starts]
+            labels += [[257 + LANGUAGES.index(code)]] * len(starts)
         made[split] = torch.tensor(texts), torch.tensor(labels)
     return SequenceToSequence(made, 257 + len(LANGUAGES), padding=256, start=256, dataset="udhr languages")
 

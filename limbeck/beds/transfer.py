@@ -63,7 +63,7 @@ class TransferBed(Bed):
     `source_width`.
 
         bed.source(run, name)       a source's net; bed.student(run, classes) a fresh student
-        bed.fit(run, procedure), bed.measure(run, model), bed.labelled_examples()
+        bed.fit(run, procedure), bed.measure(run, model), bed.labelled_examples(), bed.labelled_task()
     """
 
     name: str = "digits 5-9 from other tasks"
@@ -97,6 +97,11 @@ class TransferBed(Bed):
 
     def task(self) -> CustomTask:
         return _target_task(self)
+
+    def labelled_task(self, repeats: int = 1) -> CustomTask:
+        """The target with its labelled images alone to train on, each so often in an epoch."""
+        few = tuple(torch.cat([part] * repeats) for part in self.labelled_examples())
+        return CustomTask(self._target() | {"train": few}, classes=5, name="few digits 5-9")
 
     def source_task(self, name: str) -> CustomTask:
         """A source's own task."""

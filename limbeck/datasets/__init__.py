@@ -1,17 +1,22 @@
-"""Data: loading, splitting, tokenizing (by module), selecting, and synthesizing: a few images that stand for many."""
+"""Data: loading, splitting, tokenizing (by module), selecting, and synthesizing: a few images that stand for many, or inputs
+that stand for data one may not see."""
 
 import importlib
 from typing import Any
 
 _NAMES = {
+    "BatchNormMatching": "batch_norm_images",
     "CharacteristicMatching": "synthesize",
+    "ClassGaussians": "pseudo",
     "DistributionCondensation": "synthesize",
     "FrequencySampler": "synthesize",
     "MeanMatching": "synthesize",
     "SyntheticSet": "synthesize",
     "characteristic_discrepancy": "synthesize",
     "highest_per_class": "select",
+    "perturbed": "pseudo",
     "select_per_class": "synthesize",
+    "noise_images": "batch_norm_images",
     "without_copies": "select",
 }
 __all__ = list(_NAMES)

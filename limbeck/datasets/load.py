@@ -87,8 +87,12 @@ def _not_found(name: str, hub: str) -> DataError:
     )
 
 
-def load_splits(name: str, config: str | None = None, splits: Mapping[str, str] | None = None) -> dict[str, Any]:
+def load_splits(
+    name: str | Mapping[str, Any], config: str | None = None, splits: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The splits as a task needs them: train and test, and validation where the data set has one.
+
+    name: as in `load`, or what it returns: a `datasets.Dataset` per split.
 
     `splits` renames, e.g. {"test": "validation"} where the labels of the test split are not public: that split then
     serves as test, and validation is missing unless it is named too. Raises DataError for a missing or empty split.
@@ -96,7 +100,8 @@ def load_splits(name: str, config: str | None = None, splits: Mapping[str, str] 
     unknown = set(splits or ()) - set(SPLITS)
     if unknown:
         raise DataError(f"splits may name {', '.join(SPLITS)}, not {sorted(unknown)}")
-    found = load(name, config)
+    found = load(name, config) if isinstance(name, str) else dict(name)
+    name = name if isinstance(name, str) else "given"
     wanted = dict(splits or {})
     for split in SPLITS:
         if split not in wanted and split in found and split not in wanted.values():

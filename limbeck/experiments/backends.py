@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from limbeck.errors import UsageError, require
 from limbeck.experiments.units import THREADS, Unit, execute
+from limbeck.parallel import processes
 
 Done = Iterator[tuple[Any, dict[str, Any]]]
 BACKENDS = ("processes", "ray")
@@ -46,46 +47,15 @@ class Here:
             yield key, execute(unit)
 
 
-def _ready() -> None:
-    """What every worker process does first: keep numeric libraries to the threads a unit may use."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-
-
 @contextlib.contextmanager
 def _processes(jobs: int) -> Iterator[Backend]:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    with processes(jobs, THREADS) as run:
 
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update({name: str(THREADS) for name in before})  # read by the children when they start
+        class Processes:
+            def run(self, units: Mapping[Hashable, Unit]) -> Done:
+                return run(execute, {key: (unit,) for key, unit in units.items()})
 
-    class Processes:
-        def run(self, units: Mapping[Hashable, Unit]) -> Done:
-            futures = {executor.submit(execute, unit): key for key, unit in units.items()}
-            failed = None
-            for future in as_completed(futures):
-                try:
-                    result = future.result()
-                except Exception as error:
-                    failed = failed or error
-                    for other in futures:
-                        other.cancel()
-                    continue
-                yield futures[future], result
-            if failed is not None:
-                raise failed
-
-    try:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_ready) as executor:
-            yield Processes()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        yield Processes()
 
 
 def _same_path() -> dict[str, str]:

@@ -47,7 +47,10 @@ def fits(model: nn.Module) -> bool:
         bool(static)
         and not others
         and model.config.hidden_act in ACTIVATIONS
-        and all(m.bits == 8 and m.specification.symmetric and m.weight_scale.dim() < 2 for m in static)
+        and all(
+            m.specification.grid is None and m.bits == 8 and m.specification.symmetric and m.weight_scale.dim() < 2
+            for m in static
+        )
         and all(isinstance(m.specification.input, InputRange) and m.specification.input.bits == 8 for m in static)
     )
 

@@ -13,13 +13,11 @@ layer's OUTPUT: E||W x - W_r x||^2 is the sum of the squared singular values of 
 
 from __future__ import annotations
 
-import base64
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from limbeck.plan import Plan
 from limbeck.pruning.importance import calibration_batches, input_rows, unchanged
 from limbeck.pruning.slicing import is_conv1d
 from limbeck.signals import Tap, match_paths
+from limbeck.tensors import from_text, to_text
 
 
 class LowRankPair(nn.Sequential):
@@ -116,7 +115,7 @@ class LowRank:
             error = (values[rank:].square().sum() / values.square().sum().clamp_min(1e-300)).sqrt().item()
             layers[path] = {"before": before, "after": after, "relative_error": error}
             if self.data_aware:
-                data[path] = _to_text(basis[:, :rank])
+                data[path] = to_text(basis[:, :rank])
         decisions = {"ranks": ranks, "data_aware": self.data_aware, "layers": layers, "left_alone": left}
         return Plan("low_rank", {**decisions, "data": data} if self.data_aware else decisions)
 
@@ -183,7 +182,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if plan.decisions["data_aware"]:
             rows = matrix(module).shape[0]
             text = plan.decisions.get("data", {}).get(path)
-            basis = torch.full((rows, rank), torch.nan) if text is None else _from_text(text, rows, rank, path)
+            basis = (
+                torch.full((rows, rank), torch.nan)
+                if text is None
+                else from_text(text, (rows, rank), f"the basis of {path!r}")
+            )
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, factorized(module, rank, basis))
     return model
@@ -260,15 +263,3 @@ def read_rows(module: nn.Module, x: Tensor, batch: Any) -> Tensor:
 def _plain(module: nn.Module) -> bool:
     known = type(module) is nn.Linear or is_conv1d(module) or (type(module) is nn.Conv2d and module.groups == 1)
     return known and type(module._parameters.get("weight")) is nn.Parameter
-
-
-def _to_text(values: Tensor) -> str:
-    return base64.b64encode(values.float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
-
-
-def _from_text(text: str, rows: int, columns: int, path: str) -> Tensor:
-    try:
-        raw = base64.b64decode(text, validate=True)
-        return torch.from_numpy(np.frombuffer(raw, "<f4").reshape(rows, columns).copy())
-    except ValueError as error:
-        raise ArtifactError(f"the basis of {path!r} is damaged or has another size: {error}") from error

@@ -1,6 +1,6 @@
 """Measuring: every number shown to a user comes from here, with its runs, spread, settings and what was really run."""
 
-from limbeck.measure.alignment import layer_similarities
+from limbeck.measure.alignment import layer_similarities, parameter_distance
 from limbeck.measure.attention import attention_patterns, head_distance, normalized_mutual_information
 from limbeck.measure.base import Measurement
 from limbeck.measure.environment import environment
@@ -17,6 +17,7 @@ from limbeck.measure.latency import (
 )
 from limbeck.measure.memory import peak_memory_artifact, peak_memory_of, peak_memory_onnx
 from limbeck.measure.model import cost_model, cost_onnx, measure_model, measure_onnx
+from limbeck.measure.probe import linear_probe
 from limbeck.measure.quality import Quality, assess, quality_onnx, quality_torch
 from limbeck.measure.segmentation import confusion_matrix, intersection_over_union, segmentation_metrics
 from limbeck.measure.simulated import reports_real_cost, simulated_modules
@@ -44,12 +45,14 @@ __all__ = [
     "latency_torch",
     "layer_similarities",
     "layer_table",
+    "linear_probe",
     "mean_exposure",
     "measure_latency",
     "measure_model",
     "measure_onnx",
     "model_bytes",
     "normalized_mutual_information",
+    "parameter_distance",
     "parameters",
     "peak_memory_artifact",
     "peak_memory_of",

@@ -70,3 +70,15 @@ def _vectors(feature: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 def _pairs(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]]:
     return [(a, a) for a in (*first, *second)] + [(a, b) for a in first for b in second]
+
+
+def parameter_distance(ours: Iterable[tuple[str, Tensor]], theirs: Iterable[tuple[str, Tensor]]) -> float:
+    """sqrt(sum over names in both of |a - b|^2): how far weights have moved, of two `named_parameters()`.
+
+    Raises UsageError when no name is in both.
+    """
+    other = dict(theirs)
+    pairs = [(value, other[name]) for name, value in ours if name in other]
+    if not pairs:
+        raise UsageError("parameter_distance: the two have no parameter in common")
+    return sum((a.detach().double() - b.detach().double()).square().sum().item() for a, b in pairs) ** 0.5

@@ -71,6 +71,26 @@ class ViT(nn.Module):
         return (self.head(x[:, 0]) + self.distillation_head(x[:, 1])) / 2
 
 
+class VisiblePatches(nn.Module):
+    """A vision transformer that is shown a part of each image's patches.
+
+    `forward(pixel_values, shown)`: shown (B, visible), the numbers of the patches that are seen -> encoded (B, 1 + visible, width),
+    class token first, then the patches in the order of `shown`. The transformer is the submodule "model", its blocks "model.blocks.I".
+    Raises UsageError for a model that is no `limbeck.models.vit`, or one with a distillation token.
+    """
+
+    def __init__(self, model: ViT):
+        super().__init__()
+        if not isinstance(model, ViT) or model.distilled:
+            raise UsageError("VisiblePatches needs a limbeck.models.vit without a distillation token")
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, shown: Tensor) -> Tensor:
+        tokens = self.model.embed(pixel_values)
+        kept = tokens[:, 1:].gather(1, shown.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return self.model.encode(torch.cat([tokens[:, :1], kept], 1))
+
+
 def vit(
     size: int = 32,
     patch: int = 4,

@@ -18,7 +18,9 @@ from limbeck.objectives.features import (
 )
 from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.logits.adversarial import Discriminator
+from limbeck.objectives.logits.ambiguity import DeviationAware
 from limbeck.objectives.logits.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
+from limbeck.objectives.logits.binary import BinaryTargets
 from limbeck.objectives.logits.calibrated import CalibratedTargets
 from limbeck.objectives.logits.distributions import (
     AdaptiveKL,
@@ -72,11 +74,13 @@ __all__ = [
     "AtTokens",
     "AttentionTransfer",
     "BalancedDivergence",
+    "BinaryTargets",
     "CalibratedTargets",
     "ConditionalInformation",
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "DeviationAware",
     "Discriminator",
     "DistanceRelations",
     "EmbeddingDistance",

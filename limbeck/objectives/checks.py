@@ -35,7 +35,7 @@ def require_classes(objective: Objective, logits: Tensor, least: int = 2) -> Non
     if logits.dim() < 2 or logits.shape[-1] < least:
         raise UsageError(
             f"{objective.name}: logits of shape {tuple(logits.shape)}; they must be (batch, classes) or (batch, length, "
-            f"classes) with at least {'two' if least == 2 else 'three'} classes"
+            f"classes) with at least {('one class', 'two classes', 'three classes')[least - 1]}"
         )
 
 

@@ -29,13 +29,17 @@ def weights(
 
     The product of `attention_mask` (of tokens (B, L), and of pairs of tokens (B, L, L) such as attention maps, where both
     must be attended), of `labels != ignore_index` where they are whole numbers of this shape and `labels` is true, and of
-    `sample_weight` (B,). In a batch with `decoder_input_ids`, positions of that shape are masked by `decoder_attention_mask`. Raises UsageError for a mask or a weight that does not fit.
+    `sample_weight` (B,). In a batch with `decoder_input_ids`, positions of that shape are masked by `decoder_attention_mask`; in one with
+    `masked` (B, M), the tokens to be predicted, positions of that shape are these tokens. Raises UsageError for a mask or a weight that does not fit.
     """
     shape, found = tuple(shape), None
     mask, target, weight = (batch.get(name) for name in ("attention_mask", "labels", "sample_weight"))
     decoder = batch.get("decoder_input_ids")
     if decoder is not None and tuple(decoder.shape) == shape:
         mask = batch.get("decoder_attention_mask")
+    chosen = batch.get("masked")
+    if mask is not None and chosen is not None and tuple(chosen.shape) == shape:
+        mask = mask.gather(1, chosen)
     if mask is not None and len(shape) == 2:
         if tuple(mask.shape) != shape:
             raise UsageError(

@@ -1,32 +1,93 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
+from limbeck.quantization.activations import QuantizeSoftmax
+from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
+from limbeck.quantization.affine_grid import AffineGrid
+from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
+from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
+from limbeck.quantization.codebooks import CodebookGrid
+from limbeck.quantization.contract import Grid
+from limbeck.quantization.decoupled import DecoupleQ
+from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.folding import FoldBatchNorm
+from limbeck.quantization.formats import (
+    BinaryGrid,
+    LevelSet,
+    LogGrid,
+    MinifloatGrid,
+    NormalFloatGrid,
+    PowerGrid,
+    TernaryGrid,
+)
+from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.half_quadratic import HalfQuadratic
 from limbeck.quantization.kernels import plain_kernels
+from limbeck.quantization.lattices import LatticeGrid
+from limbeck.quantization.levels import LevelGrid
+from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
-from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
+from limbeck.quantization.named_grids import named
+from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
+    "AWQ",
+    "GPTQ",
+    "AdaRound",
+    "AffineGrid",
+    "BinaryGrid",
+    "BinarySum",
+    "BlockReconstruction",
     "BucketQuantizer",
     "Bucketed",
+    "ClipWeights",
+    "CodebookGrid",
+    "DecoupleQ",
+    "Equalize",
     "FoldBatchNorm",
+    "FourthRootGrid",
+    "Grid",
+    "HalfQuadratic",
     "IntegerGrid",
+    "LatticeGrid",
+    "LevelGrid",
+    "LevelSet",
+    "LogGrid",
+    "MinifloatGrid",
+    "MixedPrecision",
+    "NormalFloatGrid",
     "Packed",
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "PowerGrid",
     "Quantize",
+    "QuantizeSoftmax",
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RepQuant",
+    "Reparameterize",
+    "Rotate",
+    "SmoothQuant",
+    "TernaryGrid",
+    "TuneCodes",
+    "finish_codes",
     "finish_qat",
     "kernel_table",
+    "named",
+    "normalize_inputs",
     "on_buckets",
+    "packed_from_bytes",
+    "packed_to_bytes",
     "plain_kernels",
     "prepare_qat",
     "store",
     "stored_bytes",
+    "tune_codes",
 ]

@@ -1,19 +1,17 @@
-"""Integer grids: the vocabulary of number formats, and the pure functions that go onto a grid and back.
+"""The integer grid with its pure functions, and the Quantizer of every grid.
 
-A grid is the set of codes low..high; a scale s and a zero point z place it on the real line:
+An integer grid is the set of codes low..high; a scale s and a zero point z place it on the real line:
 
     code q = clamp(round(x / s) + z, low, high)          value x^ = s (q - z)
 
 z is 0 on a symmetric grid, so only s is stored there. Rounding is to the nearest, ties to even, so |x - x^| <= s / 2 for
 every x inside the range. Ranges always contain 0, so that 0 (padding, ReLU, a masked weight) is exact.
 
-Granularity says how many scales there are: one per tensor, one per channel (index of one axis), or one per group of
-consecutive elements of the last axis (the last group may be shorter).
+Other grids: `levels` (sets of values: minifloats, ternary, ...), `binaries`, `codebooks`, `lattices`, `fourth_roots`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +20,26 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ArtifactError, DataError, UsageError
-from limbeck.quantization.packing import pack_bits, unpack_bits
+from limbeck.quantization.contract import SCALE_TYPES, Grid, Layout, Packed, as_stored
+from limbeck.quantization.granularity import (
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    granularity_from_json,
+    granularity_to_json,
+    min_max,
+    parameter_shape,
+    rows,
+    spread,
+)
+from limbeck.quantization.packing import pack_bits, packed_length, unpack_bits
 
 IDENTITY_BITS = 32  # "bits=32" means no quantization anywhere in this room
-SCALE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class IntegerGrid:
+class IntegerGrid(Grid):
     """`bits` 2 to 8, or 32 for no quantization at all.
 
     signed symmetric    -(2^(b-1) - 1) .. 2^(b-1) - 1     weights: one code is given up so that x and -x are treated alike
@@ -68,90 +78,60 @@ class IntegerGrid:
         """The zero point of a symmetric grid."""
         return 0 if self.signed else 2 ** (self.bits - 1)
 
+    @property
+    def whole(self) -> tuple[float, int, int] | None:
+        return (1.0, self.low, self.high) if self.signed and self.symmetric and not self.identity else None
 
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for everything: shape ()."""
+    def whole_numbers(self, packed: Packed) -> Tensor:
+        return self.codes(packed)
 
+    @property
+    def code_type(self) -> torch.dtype:
+        return torch.int8 if self.signed else torch.uint8
 
-@dataclass(frozen=True)
-class PerChannel:
-    """One scale per index of `axis`: shape (x.shape[axis],)."""
+    def layout(self, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
+        if self.identity:
+            return {"codes": (tuple(shape), torch.float32)}
+        scales = parameter_shape(shape, granularity)
+        stored = (tuple(shape), self.code_type)
+        if self.bits < 8:
+            stored = ((*(shape or (1,))[:-1], packed_length((shape or (1,))[-1], self.bits)), torch.uint8)
+        made: Layout = {"codes": stored, "scale": (scales, SCALE_TYPES[scale_type])}
+        return made if self.symmetric else made | {"zero_point": (scales, self.code_type)}
 
-    axis: int = 0
+    def encode(self, x: Tensor, quantizer: Quantizer) -> Packed:
+        if self.identity:
+            return Packed(x.clone(), None, None, tuple(x.shape))
+        return self._place(x, *quantizer.parameters(x), quantizer)
 
+    def project(self, x: Tensor, packed: Packed, quantizer: Quantizer) -> Packed:
+        if self.identity:
+            return self.encode(x, quantizer)
+        return self._place(x, packed.scale, self._zero(packed), quantizer)
 
-@dataclass(frozen=True)
-class PerGroup:
-    """One scale per `size` consecutive elements of the last axis: shape (..., ceil(n / size))."""
+    def _place(self, x: Tensor, scale: Tensor, zero_point: Tensor, quantizer: Quantizer) -> Packed:
+        return quantizer.pack(quantize(x, scale, zero_point, self, quantizer.granularity), scale, zero_point)
 
-    size: int = 32
+    def _zero(self, packed: Packed) -> Tensor:
+        found = packed.zero_point
+        return torch.full_like(packed.scale, self.center, dtype=torch.int32) if found is None else found
 
-    def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 2:
-            raise UsageError(
-                f"group size {self.size!r}: a group has at least 2 elements (one scale each would be larger)"
-            )
+    def codes(self, packed: Packed) -> Tensor:
+        if self.bits >= 8:
+            return packed.codes
+        count = packed.shape[-1] if packed.shape else 1
+        codes = unpack_bits(packed.codes, self.bits, count).to(torch.int16) + self.low
+        return codes.to(self.code_type).reshape(packed.shape)
 
+    def decode(self, packed: Packed, quantizer: Quantizer) -> Tensor:
+        if self.identity:
+            return packed.codes.clone()
+        return dequantize(self.codes(packed), packed.scale, self._zero(packed), quantizer.granularity)
 
-Granularity = PerTensor | PerChannel | PerGroup
-
-
-def granularity_to_json(granularity: Granularity) -> Any:
-    """ "tensor", {"channel": axis} or {"group": size}."""
-    if isinstance(granularity, PerTensor):
-        return "tensor"
-    return {"channel": granularity.axis} if isinstance(granularity, PerChannel) else {"group": granularity.size}
-
-
-def granularity_from_json(value: Any) -> Granularity:
-    """The reverse of `granularity_to_json`. Raises ArtifactError for anything else."""
-    if value == "tensor":
-        return PerTensor()
-    if isinstance(value, dict) and len(value) == 1:
-        (name, number), *_ = value.items()
-        if name in ("channel", "group") and isinstance(number, int):
-            return PerChannel(number) if name == "channel" else PerGroup(number)
-    raise ArtifactError(f'granularity {value!r}: allowed are "tensor", {{"channel": axis}} and {{"group": size}}')
-
-
-def parameter_shape(shape: Sequence[int], granularity: Granularity) -> tuple[int, ...]:
-    """Shape of the scales of a tensor of the given shape."""
-    if isinstance(granularity, PerTensor):
-        return ()
-    if isinstance(granularity, PerChannel):
-        return (shape[granularity.axis],)
-    return (*shape[:-1], math.ceil(shape[-1] / granularity.size))
-
-
-def spread(parameter: Tensor, shape: Sequence[int], granularity: Granularity) -> Tensor:
-    """Scales or zero points, as `parameter_shape` has them, broadcastable to a tensor of the given shape."""
-    if isinstance(granularity, PerTensor):
-        return parameter
-    if isinstance(granularity, PerChannel):
-        view = [1] * len(shape)
-        view[granularity.axis] = shape[granularity.axis]
-        return parameter.reshape(view)
-    return parameter.repeat_interleave(granularity.size, dim=-1)[..., : shape[-1]]
-
-
-def rows(x: Tensor, granularity: Granularity) -> Tensor:
-    """The elements that share a scale, one row each: (number of scales, elements). A short last group repeats its last element."""
-    if isinstance(granularity, PerTensor):
-        return x.reshape(1, -1)
-    if isinstance(granularity, PerChannel):
-        return x.movedim(granularity.axis, 0).reshape(x.shape[granularity.axis], -1)
-    missing = -x.shape[-1] % granularity.size
-    if missing:
-        x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], -1)
-    return x.reshape(-1, granularity.size)
-
-
-def min_max(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value per scale, each of `parameter_shape`, in float32."""
-    elements = rows(x.float(), granularity)
-    shape = parameter_shape(x.shape, granularity)
-    return elements.amin(1).reshape(shape), elements.amax(1).reshape(shape)
+    def check(self, packed: Packed) -> None:
+        for found in () if self.identity else (self.codes(packed), packed.zero_point):
+            if found is not None and (int(found.min()) < self.low or int(found.max()) > self.high):
+                raise ArtifactError(f"codes {int(found.min())} to {int(found.max())} are not on {self}")
 
 
 def affine(low: Tensor, high: Tensor, grid: IntegerGrid, scale_type: str = "float32") -> tuple[Tensor, Tensor]:
@@ -170,11 +150,7 @@ def affine(low: Tensor, high: Tensor, grid: IntegerGrid, scale_type: str = "floa
     else:
         scale = high / (grid.high - grid.low) - low / (grid.high - grid.low)  # the difference itself may overflow
     scale = torch.where(torch.maximum(-low, high) > 0, scale.clamp(min=tiny), torch.ones_like(scale))
-    kind = SCALE_TYPES[scale_type]
-    if kind is not torch.float32:
-        finfo = torch.finfo(kind)
-        coarse = scale.clamp(finfo.tiny, finfo.max).to(kind)
-        scale = torch.where(coarse.float() < scale, (coarse.float() * (1 + finfo.eps)).to(kind), coarse)
+    scale = as_stored(scale, scale_type)
     if grid.symmetric:
         return scale, torch.full_like(scale, grid.center, dtype=torch.int32)
     zero = (grid.low - torch.round(low / scale.float())).clamp(grid.low, grid.high)
@@ -223,80 +199,108 @@ def mse_range(
     return best_low.reshape(shape), best_high.reshape(shape)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What is stored of a tensor: bit-packed codes, scales and, on an asymmetric grid, zero points.
-
-    `nbytes` is the sum of the bytes of those tensors, nothing else.
-    """
-
-    codes: Tensor
-    scale: Tensor | None
-    zero_point: Tensor | None
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (self.codes, self.scale, self.zero_point)
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+_INTEGER, _WHOLE = IntegerGrid(), PerTensor()
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """tensor -> Packed -> tensor on an integer grid.
+    """tensor -> Packed -> tensor on any grid.
 
-    method: "minmax" (nothing is clipped) or "mse" (`mse_range`). scale_type: how scales are stored: "float32", "bfloat16", "float16".
+    granularity: what shares its parameters. method: how they are found: of integers "minmax" (nothing is clipped) or "mse" (`mse_range`);
+    of other grids what they say. scale_type: how scales are stored: "float32", "bfloat16", "float16".
     A grid of 32 bits stores the tensor itself, so decode(encode(x)) is x exactly.
-    Codes of 8 bits are stored as they are (int8 or uint8, shape of x); fewer bits are packed along the last axis, counted
-    from the grid's smallest code. Raises DataError for a tensor that is empty or not finite.
+    Integer codes of 8 bits are stored as they are (int8 or uint8, shape of x); fewer bits are packed along the last axis, counted
+    from the grid's smallest code. Raises UsageError for settings that do not go together, DataError for a tensor that is empty,
+    not finite, or of a shape that the grid does not take.
     """
 
-    grid: IntegerGrid = IntegerGrid()
-    granularity: Granularity = PerTensor()
+    grid: Grid = _INTEGER
+    granularity: Granularity = _WHOLE
     method: str = "minmax"
     scale_type: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.method not in ("minmax", "mse"):
-            raise UsageError(f"method={self.method!r}: allowed are 'minmax' and 'mse'")
+        if self.method not in self.grid.methods:
+            raise UsageError(f"method={self.method!r}: allowed are {' and '.join(map(repr, self.grid.methods))}")
         if self.scale_type not in SCALE_TYPES:
             raise UsageError(f"scale_type={self.scale_type!r}: allowed are {', '.join(map(repr, SCALE_TYPES))}")
+        self.grid.check_granularity(self.granularity)
 
     def parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point for x, each of `parameter_shape`."""
+        """Scale and zero point for x on an integer grid, each of `parameter_shape`."""
         choose = min_max if self.method == "minmax" else lambda x, granularity: mse_range(x, self.grid, granularity)
         low, high = choose(x, self.granularity)
         return affine(low, high, self.grid, self.scale_type)
 
     def encode(self, x: Tensor) -> Packed:
         """Store x on the grid."""
-        if x.numel() == 0 or not torch.isfinite(x).all():
-            raise DataError(
-                f"cannot quantize a tensor of shape {tuple(x.shape)} that is empty or holds NaN or infinity"
-            )
-        if self.grid.identity:
-            return Packed(x.detach().clone(), None, None, tuple(x.shape))
-        scale, zero = self.parameters(x.detach())
-        return self.pack(quantize(x.detach(), scale, zero, self.grid, self.granularity), scale, zero)
+        return self.grid.encode(_checked(x), self)
+
+    def project(self, x: Tensor, packed: Packed) -> Packed:
+        """Store x (...) with the scales, zero points and codebooks of `packed`, which is of the same shape: only codes are new."""
+        return self.grid.project(_checked(x), packed, self)
 
     def pack(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Packed:
-        """Store codes that are on the grid already."""
-        shape, small = tuple(codes.shape), torch.int8 if self.grid.signed else torch.uint8
+        """Store codes that are on the integer grid already."""
+        shape = tuple(codes.shape)
         if self.grid.bits < 8:
             codes = pack_bits(codes.to(torch.int16).reshape(shape or (1,)) - self.grid.low, self.grid.bits)
-        return Packed(codes, scale, None if self.grid.symmetric else zero_point.to(small), shape)
+        return Packed(codes, scale, None if self.grid.symmetric else zero_point.to(self.grid.code_type), shape)
 
     def codes(self, packed: Packed) -> Tensor:
-        """The unpacked codes, int8 or uint8, in the shape of the tensor."""
-        if self.grid.bits == 8:
-            return packed.codes
-        count = packed.shape[-1] if packed.shape else 1
-        codes = unpack_bits(packed.codes, self.grid.bits, count).to(torch.int16) + self.grid.low
-        return codes.to(torch.int8 if self.grid.signed else torch.uint8).reshape(packed.shape)
+        """The unpacked codes: of integers int8 or uint8 in the shape of the tensor."""
+        return self.grid.codes(packed)
 
     def decode(self, packed: Packed) -> Tensor:
         """The tensor that was stored, in float32 (at 32 bits: as it was)."""
-        if self.grid.identity:
-            return packed.codes.clone()
-        zero = self.grid.center if packed.zero_point is None else packed.zero_point
-        return dequantize(self.codes(packed), packed.scale, zero, self.granularity)
+        return self.grid.decode(packed, self)
+
+    def layout(self, shape: Sequence[int]) -> Layout:
+        """Shapes and types of what is stored of a tensor of the given shape."""
+        return self.grid.layout(tuple(shape), self.granularity, self.scale_type)
+
+    def check(self, packed: Packed) -> None:
+        """Raise ArtifactError for stored tensors that this quantizer cannot have written: wrong shapes or types, codes that are
+        not on the grid, parameters that are not finite."""
+        expected, tensors = self.layout(packed.shape), packed.tensors
+        found: dict[str, Any] = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+        for name, (_, kind) in found.items():
+            if name in expected and kind.is_floating_point and expected[name][1].is_floating_point:
+                expected[name] = (expected[name][0], kind)  # a model may be cast as a whole
+        if found != expected:
+            raise ArtifactError(f"the stored tensors are {found}, {self.grid} of shape {packed.shape} has {expected}")
+        for name in ("scale", "codebook"):
+            if name in tensors and not torch.isfinite(tensors[name]).all():
+                raise ArtifactError(f"a stored {name} of {self.grid} is not finite")
+        self.grid.check(packed)
+
+
+def _checked(x: Tensor) -> Tensor:
+    if x.numel() == 0 or not torch.isfinite(x).all():
+        raise DataError(f"cannot quantize a tensor of shape {tuple(x.shape)} that is empty or holds NaN or infinity")
+    return x.detach()
+
+
+__all__ = [
+    "IDENTITY_BITS",
+    "SCALE_TYPES",
+    "Granularity",
+    "Grid",
+    "IntegerGrid",
+    "Packed",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Quantizer",
+    "affine",
+    "as_stored",
+    "dequantize",
+    "granularity_from_json",
+    "granularity_to_json",
+    "min_max",
+    "mse_range",
+    "parameter_shape",
+    "quantize",
+    "rows",
+    "spread",
+]

@@ -2,14 +2,18 @@
 
 | kernel             | for                                                       | computes                                             |
 |--------------------|-----------------------------------------------------------|------------------------------------------------------|
-| int8 onednn        | Linear, Conv2d; weights symmetric per channel or tensor;  | uint8 (static) or int8 (dynamic) x int8 -> int32 ->  |
-|                    | static or dynamic inputs; CPU                             | float32, through oneDNN (VNNI, AMX where there is)   |
+| int8 onednn        | Linear, Conv2d; weights symmetric per channel or tensor   | uint8 (static) or int8 (dynamic) x int8 -> int32 ->  |
+|                    | (*); static or dynamic inputs; CPU                        | float32, through oneDNN (VNNI, AMX where there is)   |
 | int8 matmul        | the same, Linear only, where onednn operators are missing | `torch._int_mm`                                      |
-| int4 packed        | Linear, weight-only 4-bit groups of 32, 64, 128 or 256,   | `aten._weight_int4pack_mm_for_cpu`                   |
+| int4 packed        | Linear, weight-only, whole numbers of at most 4 bits (*), | `aten._weight_int4pack_mm_for_cpu`                   |
+|                    | per tensor, output or group of 32, 64, 128 or 256,        |                                                      |
 |                    | bfloat16 compute, at most 8 rows (slow beyond), CPU       |                                                      |
 | int8 packed        | Linear, weight-only 8-bit symmetric per channel,          | `aten._weight_int8pack_mm`                           |
 |                    | bfloat16 compute, at most 8 rows, CPU                     |                                                      |
 | dequantize         | everything else, every device, and under autograd         | float weights for the time of one product            |
+
+(*) Integers, and every grid whose values are whole multiples of one number, such as ternary, binary, fp4 (int8 only), powers of two
+up to 4 bits and E8: -8..7 for the int4 kernel, -127..127 for the int8 ones. Others (nf4, fp8, codebooks, sums of binaries) dequantize.
 
 `prepared` forms (oneDNN's blocked layout, the int4 tile layout) are made at the first call and kept in memory beside the
 stored codes; they are never part of a state_dict.

@@ -1,10 +1,12 @@
-"""QuantizedLinear and QuantizedConv2d: modules that hold packed integer weights and nothing else of them.
+"""QuantizedLinear and QuantizedConv2d: modules that hold packed weights on any grid and nothing else of them.
 
 Buffers, in this order, are exactly what is stored (`nbytes` is their sum, with the bias):
 
-    weight_codes        int8 or uint8 (out, n), or uint8 (out, ceil(n bits / 8)) below 8 bits; n = in, or in/groups x kh x kw
-    weight_scale        (), (out,) or (out, groups of n)
+    weight_codes        as the grid lays them out: of integers int8 or uint8 (out, n), below 8 bits uint8 (out, ceil(n bits / 8));
+                        n = in, or in/groups x kh x kw
+    weight_scale        (), (out,) or (out, groups of n); grids with several scales have one more axis, codebooks have none
     weight_zero_point   like weight_scale, on asymmetric grids
+    weight_codebook     of codebook grids
     input_scale, input_zero_point   float32 (), uint8 (): with static inputs
 
 Which kernel runs is said by `kernel` and tabulated by `kernel_table`; see `limbeck.quantization.kernels`.
@@ -19,16 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.quantization import kernels
-from limbeck.quantization.grids import (
-    SCALE_TYPES,
-    IntegerGrid,
-    Packed,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    parameter_shape,
-)
-from limbeck.quantization.packing import packed_length
+from limbeck.quantization.contract import Packed
+from limbeck.quantization.granularity import PerChannel, PerGroup, PerTensor
+from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.specification import COMPUTE, InputRange, Specification
 from limbeck.quantization.straight_through import fake_quantize
 
@@ -51,17 +46,10 @@ class QuantizedModule(nn.Module):
         super().__init__()
         self.specification = specification
         self.weight_shape = tuple(weight_shape)
-        rows, columns = self.matrix_shape
-        grid = specification.quantizer.grid
-        scales = parameter_shape((rows, columns), specification.granularity)
-        code = torch.int8 if grid.signed else torch.uint8
-        width, kind = (columns, code) if grid.bits == 8 else (packed_length(columns, grid.bits), torch.uint8)
         device = None if bias is None else bias.device
-        self.register_buffer("weight_codes", torch.zeros(rows, width, dtype=kind, device=device))
-        scale_type = SCALE_TYPES[specification.scale_type]
-        self.register_buffer("weight_scale", torch.ones(scales, dtype=scale_type, device=device))
-        if not grid.symmetric:
-            self.register_buffer("weight_zero_point", torch.zeros(scales, dtype=code, device=device))
+        for name, (shape, kind) in specification.quantizer.layout(self.matrix_shape).items():
+            fill = 1 if name == "scale" else 0
+            self.register_buffer(f"weight_{name}", torch.full(shape, fill, dtype=kind, device=device))
         if isinstance(specification.input, InputRange):
             static = specification.input
             self.register_buffer("input_scale", torch.tensor(static.scale, dtype=torch.float32, device=device))
@@ -70,23 +58,24 @@ class QuantizedModule(nn.Module):
         self._prepared: tuple[Any, Any] | None = None
 
     @property
-    def bits(self) -> int:
-        """Bits per weight."""
+    def bits(self) -> float:
+        """Bits per weight, without its scales."""
         return self.specification.bits
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.weight_shape[0], torch.Size(self.weight_shape[1:]).numel()
 
-    def store(self, weight: Tensor) -> None:
-        """Quantize a float weight of `weight_shape` into the buffers; a weight without data (meta) only moves them."""
+    def store(self, weight: Tensor, packed: Packed | None = None) -> None:
+        """Quantize a float weight of `weight_shape` into the buffers, or hold the matrix `packed` that it was rounded to already; a
+        weight without data (meta) only moves them."""
         if weight.is_meta:
             self.to("meta")
             return
-        packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())
-        self.weight_codes, self.weight_scale = packed.codes, packed.scale
-        if packed.zero_point is not None:
-            self.weight_zero_point = packed.zero_point
+        if packed is None:
+            packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())
+        for name, value in packed.tensors.items():
+            setattr(self, f"weight_{name}", value.to(weight.device))
         for name in ("input_scale", "input_zero_point"):
             if hasattr(self, name):
                 setattr(self, name, getattr(self, name).to(weight.device))
@@ -94,7 +83,13 @@ class QuantizedModule(nn.Module):
     @property
     def packed(self) -> Packed:
         """The stored weight matrix."""
-        return Packed(self.weight_codes, self.weight_scale, getattr(self, "weight_zero_point", None), self.matrix_shape)
+        scale, zero, book = (getattr(self, f"weight_{name}", None) for name in ("scale", "zero_point", "codebook"))
+        return Packed(self.weight_codes, scale, zero, self.matrix_shape, book)
+
+    def verify(self) -> None:
+        """Raise ArtifactError for stored tensors that quantizing cannot have made; tensors without data (meta) are not looked at."""
+        if not self.weight_codes.is_meta:
+            self.specification.quantizer.check(self.packed)
 
     @property
     def weight(self) -> Tensor:
@@ -103,8 +98,14 @@ class QuantizedModule(nn.Module):
 
     @property
     def codes(self) -> Tensor:
-        """Unpacked codes, int8 or uint8, in the shape of the original weight."""
-        return self.specification.quantizer.codes(self.packed).view(self.weight_shape)
+        """Unpacked codes, int8 or uint8, in the shape of the original weight where there is one for each."""
+        codes = self.specification.quantizer.codes(self.packed)
+        return codes.view(self.weight_shape) if codes.numel() == torch.Size(self.weight_shape).numel() else codes
+
+    @property
+    def whole_numbers(self) -> Tensor:
+        """The weights as int8 multiples of `_channel_scale`, in the shape of the original weight."""
+        return self.specification.quantizer.grid.whole_numbers(self.packed).view(self.weight_shape).contiguous()
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +133,8 @@ class QuantizedModule(nn.Module):
         return {**self.__dict__, "_prepared": None}  # opaque layouts can be neither copied nor sent
 
     def _channel_scale(self) -> Tensor:
-        return self.weight_scale.detach().float().expand(self.weight_shape[0]).contiguous()
+        unit = self.specification.quantizer.grid.whole[0]
+        return (unit * self.weight_scale.detach().float()).expand(self.weight_shape[0]).contiguous()
 
     def _integer_kernel_fits(self) -> bool:
         return self.specification.integer_product and self.weight_codes.device.type == "cpu"
@@ -155,10 +157,9 @@ class QuantizedLinear(QuantizedModule):
         if self._integer_kernel_fits():
             return "int8 onednn" if kernels.available("onednn.qlinear_pointwise") else "int8 matmul"
         if s.input is None and s.compute == "bfloat16" and self.weight_codes.device.type == "cpu":
-            groups = isinstance(s.granularity, PerGroup) and s.granularity.size in (32, 64, 128, 256)
-            if s.bits == 4 and groups and self.in_features % s.granularity.size == 0 and self.out_features % 16 == 0:
+            if s.int4_group(self.in_features) and self.out_features % 16 == 0:
                 return "int4 packed" if kernels.available("aten._weight_int4pack_mm_for_cpu") else "dequantize"
-            if s.bits == 8 and s.symmetric and not isinstance(s.granularity, PerGroup):
+            if s.grid is None and s.bits == 8 and s.symmetric and not isinstance(s.granularity, PerGroup):
                 return "int8 packed" if kernels.available("aten._weight_int8pack_mm") else "dequantize"
         return "dequantize"
 
@@ -178,7 +179,7 @@ class QuantizedLinear(QuantizedModule):
         return functional.linear(self.quantized_input(rows).to(compute), self.weight.to(compute), bias)
 
     def _integer(self, rows: Tensor) -> Tensor:
-        weight = self.prepared(lambda: kernels.prepare_linear(self.codes, self._channel_scale()))
+        weight = self.prepared(lambda: kernels.prepare_linear(self.whole_numbers, self._channel_scale()))
         static = self.specification.input
         bias = None if self.bias is None else self.bias.detach().float()
         if isinstance(static, InputRange):
@@ -191,17 +192,25 @@ class QuantizedLinear(QuantizedModule):
 
     def _packed(self, rows: Tensor, kernel: str) -> Tensor:
         if kernel == "int4 packed":
-            out = kernels.int4_linear(rows, self.prepared(self._int4), self.specification.granularity.size)
+            out = kernels.int4_linear(rows, self.prepared(self._int4), self.specification.int4_group(self.in_features))
         else:
             scale = self.prepared(lambda: self._channel_scale().to(torch.bfloat16))
             out = torch.ops.aten._weight_int8pack_mm(rows, self.weight_codes, scale)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _int4(self) -> dict[str, Tensor]:
-        codes, zero = self.codes.to(torch.int32), self.packed.zero_point
-        if zero is None:  # symmetric codes are signed
-            return kernels.prepare_int4(codes + 8, self.weight_scale, torch.full_like(self.weight_scale, 8))
-        return kernels.prepare_int4(codes, self.weight_scale, zero)
+        s, zero = self.specification, self.packed.zero_point
+        scale = self.weight_scale.detach().float()
+        if not isinstance(s.granularity, PerGroup):  # the kernel knows groups only
+            shape = (self.out_features, self.in_features // s.int4_group(self.in_features))
+            scale = scale.reshape(-1, 1).expand(shape)
+            zero = None if zero is None else zero.reshape(-1, 1).expand(shape)
+        if zero is not None:
+            return kernels.prepare_int4(self.codes, scale, zero)
+        if s.quantizer.grid.whole is None:  # unsigned with the zero point in the middle
+            return kernels.prepare_int4(self.codes, scale, torch.full_like(scale, s.quantizer.grid.center))
+        scale = scale * s.quantizer.grid.whole[0]
+        return kernels.prepare_int4(self.whole_numbers.to(torch.int32) + 8, scale, torch.full_like(scale, 8))
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.specification.bits}, kernel={self.kernel!r}"
@@ -262,7 +271,7 @@ class QuantizedConv2d(QuantizedModule):
         return out if keep else out.contiguous()
 
     def _conv(self, scale: float, zero_point: int) -> dict[str, Any]:
-        return kernels.prepare_conv(self.codes, self._channel_scale(), scale, zero_point, self.shape)
+        return kernels.prepare_conv(self.whole_numbers, self._channel_scale(), scale, zero_point, self.shape)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, bits={self.specification.bits}, kernel={self.kernel!r}"

@@ -4,6 +4,8 @@
 
 Where b divides 8 (1, 2, 4, 8), a byte holds 8/b whole codes, the first in its lowest bits; other widths run on across
 bytes, least significant bit first. Either way code i occupies bits [i b, (i+1) b) of its row.
+
+Codes of three values need no 2 bits: five of them, read as digits of a number below 3^5 = 243, go into a byte (1.6 bits each).
 """
 
 from __future__ import annotations
@@ -54,6 +56,26 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     stream = ((packed.unsqueeze(-1) >> places) & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
     weights = torch.arange(bits, dtype=torch.uint8, device=packed.device)
     return (stream << weights).sum(-1, dtype=torch.int64).to(torch.uint8)
+
+
+TRITS = 5  # per byte
+
+
+def pack_trits(codes: Tensor) -> Tensor:
+    """codes (..., n) in {0, 1, 2} -> uint8 (..., ceil(n / 5)); the first code of a byte is its lowest digit in base 3."""
+    digits = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % TRITS)).unflatten(-1, (-1, TRITS))
+    return (digits * _powers(codes.device)).sum(-1, dtype=torch.int64).to(torch.uint8)
+
+
+def unpack_trits(packed: Tensor, count: int) -> Tensor:
+    """uint8 (..., ceil(count / 5)), each below 243 -> codes uint8 (..., count) in {0, 1, 2}."""
+    if packed.shape[-1] != -(-count // TRITS):
+        raise UsageError(f"{count} trits take {-(-count // TRITS)} bytes a row, {packed.shape[-1]} were given")
+    return (packed.unsqueeze(-1) // _powers(packed.device) % 3).flatten(-2)[..., :count]
+
+
+def _powers(device: torch.device) -> Tensor:
+    return 3 ** torch.arange(TRITS, dtype=torch.uint8, device=device)
 
 
 def _check(bits: int) -> None:

@@ -5,7 +5,10 @@ A plan's decisions:
     {"modules": {path: {"type": "Linear" | "Conv2d" | "Conv1D", "weight": ..., "input": ..., "compute": ...}},   see specification.py
      "outputs": {path: {"bits", "scale", "zero_point"}},    activation ranges that an export needs and torch does not apply
      "left_alone": {path: reason},                          modules with weights that stay as they are
-     "calibration": {...}}                                  with static ranges: the settings they were calibrated with
+     "calibration": {...},                                  with static ranges: the settings they were calibrated with
+     "rounding": {...},                                     the way of rounding, where it is not to the nearest
+     "data": {"weights": {path: {"codes", "scale", ...}},   what it found, see rounding.py,
+              "parameters": {name: values}}}                and new values of other parameters, where it tuned some
 """
 
 from __future__ import annotations
@@ -20,24 +23,33 @@ from torch import Tensor, nn
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import calibrate, check_method, static_parameters
-from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor
+from limbeck.quantization.contract import Grid, Packed
+from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
+from limbeck.quantization.named_grids import named, open_width
+from limbeck.quantization.rounding import as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
+from limbeck.vocabulary import describe
 
 KIND = "quantize"
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization to integer weights and, where asked for, integer activations.
+    """Post-training quantization to integer weights, or weights on another grid, and, where asked for, integer activations.
 
     bits, weights   weight bits 2..8 (32: change nothing) with one scale per "channel", per "tensor", or per group of that many inputs
+    grid            another grid by name: "nf4", "fp8_e4m3", "ternary", "binary", "kmeans", "e8", ... (`named_grids.NAMES`), or its name and
+                    settings: {"name": "power", "exponent": 0.4}. `bits` counts where the name leaves the width open; None: integers
     activations     "static": asymmetric uint8 ranges calibrated on the train split (a task is needed);
                     "dynamic": symmetric int8 per token (Linear) or sample (Conv2d), chosen at run time; None: weight-only
     symmetric       weights around 0; None: yes with 8 bits or integer activations, no below 8 bits weight-only
-    method          weight ranges: "minmax", or "mse" (`grids.mse_range`)
+    method          how weight scales are found: of integers "minmax" or "mse" (`grids.mse_range`), of others what the grid says; None: "minmax",
+                    or the grid's first
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
+    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
+                    as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
     scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
     compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
     only, ignore    patterns of module paths
@@ -53,7 +65,8 @@ class Quantize:
     activations: str | None = "static"
     activation_bits: int = 8
     symmetric: bool | None = None
-    method: str = "minmax"
+    method: str | None = None
+    rounding: Any = "nearest"
     calibration: str = "mse"
     percentile: float = 99.99
     examples: int = 256
@@ -62,6 +75,7 @@ class Quantize:
     compute: str = "float32"
     only: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
+    grid: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("only", "ignore"):
@@ -89,6 +103,7 @@ class Quantize:
         IntegerGrid(self.activation_bits)
         check_method(self.calibration, self.percentile)
         _ = self.specification.quantizer
+        as_rounding(self.rounding)
 
     @property
     def specification(self) -> Specification:
@@ -99,14 +114,30 @@ class Quantize:
             granularity = PerChannel(0) if self.weights == "channel" else PerTensor()
         else:
             raise UsageError(f"weights={self.weights!r}: allowed are 'channel', 'tensor' and a group size such as 64")
-        symmetric = self.symmetric
+        grid = self._grid
+        symmetric = self.symmetric if grid is None else True
         if symmetric is None:
             symmetric = self.bits >= 8 or self.activations is not None
         scale_type = self.scale_type or ("bfloat16" if isinstance(granularity, PerGroup) else "float32")
         dynamic = DYNAMIC if self.activations == DYNAMIC else None
+        method = self.method or (grid.methods[0] if grid is not None else "minmax")
+        bits = self.bits if grid is None else grid.bits
         return Specification(
-            self.bits, symmetric, granularity, scale_type, self.method, input=dynamic, compute=self.compute
+            bits, symmetric, granularity, scale_type, method, input=dynamic, compute=self.compute, grid=grid
         )
+
+    @property
+    def _grid(self) -> Grid | None:
+        if self.grid is None:
+            return None
+        if self.symmetric is False:
+            raise UsageError(
+                f"symmetric=False is a setting of integer weights; the grid {self.grid!r} has its own values"
+            )
+        if self.bits == IDENTITY_BITS:
+            raise UsageError(f"bits=32 changes nothing, and the grid {self.grid!r} would: give one of them")
+        grid = named(self.grid, None if self.bits == type(self).bits and not open_width(self.grid) else self.bits)
+        return None if isinstance(grid, IntegerGrid) else grid
 
     def plan(self, model: nn.Module, task: Any = None, budget: Any = None) -> Plan:
         """Decide; static activations read `examples` examples of the task's train split."""
@@ -135,7 +166,20 @@ class Quantize:
         decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
         if self.activations == "static":
             decisions["calibration"] = self._calibration
-        return Plan(KIND, decisions)
+        return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
+
+    def rounded(self, model: nn.Module, task: Any, quantizers: Mapping[str, Quantizer]) -> dict[str, Any]:
+        """What a plan says of weights that are rounded otherwise than to the nearest; quantizers by path."""
+        if (rounding := as_rounding(self.rounding)) is None:
+            return {}
+        if rounding.reads_data and task is None:
+            raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
+        batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
+        packed, tuned = round_weights(model, batches, quantizers, rounding)
+        data: dict[str, Any] = {"weights": {path: to_text(weight) for path, weight in packed.items()}}
+        if tuned:
+            data["parameters"] = {name: raw_text(value.float()) for name, value in tuned.items()}
+        return {"rounding": describe(rounding), "data": data}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
         if not any(path for path, _ in model.named_modules()):
@@ -162,6 +206,8 @@ class Quantize:
                     reason = "not asked for"
                 elif any(path == other or path.startswith(other + ".") for other in ignored):
                     reason = "ignored"
+                else:
+                    reason = self.specification.fits(float_weight_of(module, module.weight).flatten(1).shape)
             if reason is None:
                 chosen[path] = type(module).__name__
             else:
@@ -263,8 +309,9 @@ def float_weight_of(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.t() if _is_transposed_linear(module) else weight
 
 
-def quantized(module: nn.Module, specification: Specification) -> QuantizedModule:
-    """The quantized module that replaces a float one; its bias is the same Parameter."""
+def quantized(module: nn.Module, specification: Specification, packed: Packed | None = None) -> QuantizedModule:
+    """The quantized module that replaces a float one; its bias is the same Parameter. packed: its weight matrix, where that was
+    rounded already."""
     weight, bias = float_weight_of(module, module.weight), module.bias
     if isinstance(module, nn.Conv2d):
         shape = {
@@ -276,7 +323,7 @@ def quantized(module: nn.Module, specification: Specification) -> QuantizedModul
         made: QuantizedModule = QuantizedConv2d(tuple(weight.shape), shape, bias, specification)
     else:
         made = QuantizedLinear(weight.shape[1], weight.shape[0], bias, specification)
-    made.store(weight)
+    made.store(weight, packed)
     return made.train(module.training)
 
 
@@ -304,10 +351,31 @@ def entries(model: nn.Module, plan: Plan, allowed: Sequence[str] = ()) -> list[t
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Replace every module the plan names by its quantized form. Scales follow from the weights that are there."""
+    """Replace every module the plan names by its quantized form. Scales and codes follow from the weights that are there, unless
+    the plan has a way of rounding: then they are the plan's data, and without data (a lineage's plan) scales are NaN, so that a
+    model whose weights are not loaded afterwards cannot pass for a rounded one."""
+    rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {}).get("weights", {})
     for path, module, specification in entries(model, plan):
         reason = why_not(module)
         if reason is not None:
             raise ArtifactError(f"the module at {path!r} cannot be quantized: {reason}")
-        replace(model, path, quantized(module, specification))
+        packed = None
+        if path in data:
+            shape = float_weight_of(module, module.weight).flatten(1).shape
+            packed = from_text(data[path], tuple(shape), specification.quantizer, path)
+        elif data:
+            raise ArtifactError(f"the quantization plan's data lack {path!r}")
+        made = quantized(module, specification, packed)
+        if rounded and packed is None:
+            for name, value in made._buffers.items():
+                if name.startswith("weight_") and value.is_floating_point():
+                    value.fill_(torch.nan)
+        replace(model, path, made)
+    for name, text in plan.decisions.get("data", {}).get("parameters", {}).items():
+        try:
+            parameter = model.get_parameter(name)
+        except AttributeError as error:
+            raise ArtifactError(f"the quantization plan tunes {name!r}, which this model does not have") from error
+        with torch.no_grad():
+            parameter.copy_(raw_tensor(text, parameter.shape, torch.float32, name))
     return model

@@ -126,3 +126,16 @@ def hidden(
     rows = torch.arange(len(ids))[:, None].expand_as(chosen)[counted]
     changed[rows, chosen[counted]] = new[counted]
     return {"input_ids": changed, "masked": chosen, "labels": labels.masked_fill(~counted, IGNORED)}
+
+
+def unhidden(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of `MaskedLanguageModelling` with its tokens as they were, for what reads the whole text; `masked` and labels are left out.
+
+    Shapes: input_ids (B, L), masked (B, M), labels (B, M), -100 where a text has fewer than M -> input_ids (B, L).
+    """
+    ids, place, labels = batch["input_ids"], batch["masked"], batch["labels"]
+    counted = labels != IGNORED
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(place)[counted]
+    restored = ids.clone()
+    restored[rows, place[counted]] = labels[counted]
+    return {name: value for name, value in batch.items() if name not in ("masked", "labels")} | {"input_ids": restored}

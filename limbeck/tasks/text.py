@@ -21,9 +21,9 @@ from limbeck.tasks.base import Classification
 class TextClassification(Classification):
     """Texts as token ids in memory, cut to `length` tokens.
 
-    dataset: a name or folder that `limbeck.datasets.load` finds: "sst2", "ag_news", one's own.
+    dataset: a name or folder that `limbeck.datasets.load` finds: "sst2", "ag_news", one's own; or {split: datasets.Dataset}.
     config, splits, holdout: as in `ImageClassification`. text, label: column names, where they are not clear.
-    tokenizer: a transformers folder or hub name, which a pre-trained model needs; or "bpe" (of `vocabulary` tokens)
+    tokenizer: a transformers folder or hub name, which a pre-trained model needs; or a transformers tokenizer; or "bpe" (of `vocabulary` tokens)
         or "characters", trained on the lower-cased train split. `self.tokenizer` is a transformers tokenizer;
         `limbeck.datasets.tokenize.save_tokenizer` keeps it as JSON.
 
@@ -36,21 +36,22 @@ class TextClassification(Classification):
 
     def __init__(
         self,
-        dataset: str = "sst2",
+        dataset: str | Mapping[str, Any] = "sst2",
         *,
         config: str | None = None,
         splits: Mapping[str, str] | None = None,
         text: str | None = None,
         label: str | None = None,
         holdout: float = 0.1,
-        tokenizer: str = "bpe",
+        tokenizer: Any = "bpe",
         vocabulary: int = 4096,
         length: int = 64,
     ):
         if isinstance(length, bool) or not isinstance(length, int) or length < 3:
             raise UsageError(f"length must be a whole number of at least 3 tokens, not {length!r}")
-        self.dataset, self.length = dataset, length
         found = load_splits(dataset, config, splits)
+        dataset = dataset if isinstance(dataset, str) else "given"
+        self.dataset, self.length = dataset, length
         text = column(found["train"], dataset, "text", text, ("text", "sentence"), "Value")
         label = column(found["train"], dataset, "label", label, ("label", "labels"), "ClassLabel")
         self.classes, labels = class_labels(found, dataset, label)
@@ -61,7 +62,7 @@ class TextClassification(Classification):
         self.tokenizer = (
             train_tokenizer(texts["train"], tokenizer, vocabulary, framed=True)
             if trained
-            else load_tokenizer(tokenizer)
+            else (load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer)
         )
         self.vocabulary_size = len(self.tokenizer)
         self.padding = padding_token(self.tokenizer)

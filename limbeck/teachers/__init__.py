@@ -1,5 +1,6 @@
 """Teachers: where training signals come from."""
 
+from limbeck.teachers.annotations import Annotations, membership_logits
 from limbeck.teachers.averaged import AveragedTeacher
 from limbeck.teachers.base import Teacher
 from limbeck.teachers.cached import CachedTeacher, build_cache
@@ -12,6 +13,7 @@ from limbeck.teachers.selection import source_weights, task_similarity
 from limbeck.teachers.subclasses import SubclassTeacher, class_clusters, class_projections
 
 __all__ = [
+    "Annotations",
     "AveragedTeacher",
     "CachedTeacher",
     "ClassMeans",
@@ -26,6 +28,7 @@ __all__ = [
     "class_clusters",
     "class_means",
     "class_projections",
+    "membership_logits",
     "source_weights",
     "task_similarity",
 ]

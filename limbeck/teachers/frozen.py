@@ -23,15 +23,16 @@ class FrozenTeacher(Unchanging):
     """A model in evaluation mode, run without gradient, capturing only the named signals.
 
     precision: "fp32" or "bf16" (autocast) for the teacher's own forward pass; None leaves it as its surroundings have it.
+    partial: run the model only as far as the deepest signal that is asked for, see `limbeck.signals.Tap`.
     The model is put into evaluation mode; nothing else about it is changed.
     """
 
-    def __init__(self, model: nn.Module, precision: str | None = None):
+    def __init__(self, model: nn.Module, precision: str | None = None, partial: bool = False):
         if not isinstance(model, nn.Module):
             raise UsageError(f"FrozenTeacher needs a torch module, not {type(model).__name__}")
         if precision not in PRECISIONS:
             raise UsageError(f"FrozenTeacher: precision={precision!r} is unknown; allowed: None, 'fp32', 'bf16'")
-        self.model, self.precision = model.eval(), precision
+        self.model, self.precision, self.partial = model.eval(), precision, partial
 
     @torch.no_grad()
     def signals(self, batch: Mapping[str, Any], names: frozenset[str]) -> Signals:
@@ -41,7 +42,7 @@ class FrozenTeacher(Unchanging):
         if self.model.training:
             self.model.eval()
         with self._autocast(batch):
-            return capture(self.model, batch, names).detach()
+            return capture(self.model, batch, names, self.partial).detach()
 
     def _autocast(self, batch: Mapping[str, Any]):
         dtype = PRECISIONS[self.precision]

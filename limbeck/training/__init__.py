@@ -5,12 +5,15 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.joint import Joint
+from limbeck.training.masked_distillation import DistilMaskedImages
 from limbeck.training.masked_images import MaskedImages
 from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.prototypes import PrototypeBranch, PrototypeDistil
 from limbeck.training.sharpness import SharpnessAware
+from limbeck.training.sparse_tuning import SparseDelta, SparseTuning, most_changed, rewind, weights_of
 from limbeck.training.trainer import Trainer
 from limbeck.training.views import OnViews, TwoViews
 
@@ -19,8 +22,10 @@ __all__ = [
     "Communication",
     "Constrained",
     "Distil",
+    "DistilMaskedImages",
     "GradientNormBalance",
     "History",
+    "Joint",
     "Losses",
     "MaskedImages",
     "MetaDistil",
@@ -30,6 +35,8 @@ __all__ = [
     "PrototypeBranch",
     "PrototypeDistil",
     "SharpnessAware",
+    "SparseDelta",
+    "SparseTuning",
     "State",
     "Supervised",
     "TaskLoss",
@@ -37,4 +44,7 @@ __all__ = [
     "TrainingConfig",
     "TwoViews",
     "UncertaintyBalance",
+    "most_changed",
+    "rewind",
+    "weights_of",
 ]

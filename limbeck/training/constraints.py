@@ -18,24 +18,10 @@ def non_negative(weight: Tensor) -> Tensor:
     return weight.clamp(min=0)
 
 
-class Constrained(Procedure):
-    """Any procedure, with some parameters projected after each of its steps:  w <- P(w).
+class Around(Procedure):
+    """A procedure made of another one, `self.procedure`: everything is the other's, but for what a subclass does after a step."""
 
-    names: a pattern of parameter names as "module/parameter", such as "student/fc.weight". project: P, of one tensor.
-    Everything else is the procedure's own. Raises UsageError for a pattern that matches nothing.
-    """
-
-    def __init__(self, procedure: Procedure, names: str, project: Callable[[Tensor], Tensor] = non_negative):
-        self.procedure, self.names, self.project = procedure, names, project
-        if not self._constrained():
-            known = [f"{name}/{key}" for name, module in self.modules.items() for key, _ in module.named_parameters()]
-            raise UsageError(f"no parameter is named {names!r}; there are {', '.join(known[-5:])}")
-
-    def _constrained(self) -> list[Tensor]:
-        found = []
-        for name, module in self.modules.items():
-            found += [p for key, p in module.named_parameters() if fnmatch.fnmatchcase(f"{name}/{key}", self.names)]
-        return found
+    procedure: Procedure
 
     @property
     def modules(self) -> dict[str, Any]:
@@ -56,9 +42,6 @@ class Constrained(Procedure):
         return self.procedure.step(batch, state)
 
     def after_step(self, state: State) -> None:
-        with torch.no_grad():
-            for parameter in self._constrained():
-                parameter.copy_(self.project(parameter))
         self.procedure.after_step(state)
 
     def weight(self, batch) -> float:
@@ -72,6 +55,32 @@ class Constrained(Procedure):
 
     def forward(self, batch) -> Tensor:
         return self.procedure.forward(batch)
+
+
+class Constrained(Around):
+    """Any procedure, with some parameters projected after each of its steps:  w <- P(w).
+
+    names: a pattern of parameter names as "module/parameter", such as "student/fc.weight". project: P, of one tensor.
+    Everything else is the procedure's own. Raises UsageError for a pattern that matches nothing.
+    """
+
+    def __init__(self, procedure: Procedure, names: str, project: Callable[[Tensor], Tensor] = non_negative):
+        self.procedure, self.names, self.project = procedure, names, project
+        if not self._constrained():
+            known = [f"{name}/{key}" for name, module in self.modules.items() for key, _ in module.named_parameters()]
+            raise UsageError(f"no parameter is named {names!r}; there are {', '.join(known[-5:])}")
+
+    def _constrained(self) -> list[Tensor]:
+        found = []
+        for name, module in self.modules.items():
+            found += [p for key, p in module.named_parameters() if fnmatch.fnmatchcase(f"{name}/{key}", self.names)]
+        return found
+
+    def after_step(self, state: State) -> None:
+        with torch.no_grad():
+            for parameter in self._constrained():
+                parameter.copy_(self.project(parameter))
+        self.procedure.after_step(state)
 
     def describe(self) -> Any:
         inner = self.procedure.describe()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.models.layers import Block, initialize
-from limbeck.models.vit import ViT
+from limbeck.models.vit import VisiblePatches, ViT
 from limbeck.objectives import positions
 from limbeck.objectives.base import Loss
 from limbeck.signals import model_inputs
@@ -78,7 +78,7 @@ class MaskedImages(Procedure):
         self.ratio, self.normalize = ratio, normalize
         self.patch = encoder.patches.kernel_size[0]
         outputs = encoder.patches.in_channels * self.patch**2
-        self.encoder = encoder
+        self.encoder, self.seen = encoder, VisiblePatches(encoder)
         self.decoder = PatchDecoder(encoder.positions.shape[2], count, outputs, width, depth, heads)
         self.modules = {"encoder": self.encoder, "decoder": self.decoder}
 
@@ -88,10 +88,7 @@ class MaskedImages(Procedure):
     def step(self, batch: Mapping[str, Any], state: State) -> Losses:
         pixel_values = model_inputs(self.encoder, batch)["pixel_values"]
         shown = self.draw(pixel_values)
-        squared = (self.drawn(pixel_values, shown) - self.targets(pixel_values)).square().mean(-1)
-        hidden = torch.ones_like(squared).scatter(1, shown, 0.0)
-        weights = batch.get("sample_weight")
-        value = positions.mean(squared, hidden if weights is None else hidden * weights.unsqueeze(1))
+        value = self.reconstruction(self.drawn(pixel_values, shown), shown, batch)
         return {"main": Loss(value, {"reconstruction": value.detach()})}
 
     def draw(self, pixel_values: Tensor) -> Tensor:
@@ -101,12 +98,21 @@ class MaskedImages(Procedure):
 
     def drawn(self, pixel_values: Tensor, shown: Tensor) -> Tensor:
         """The decoder's pixels of all patches (B, patches, pixels) when the patches `shown` (B, visible) are seen."""
-        tokens = self.encoder.embed(pixel_values)
-        kept = tokens[:, 1:].gather(1, shown.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        encoded = self.encoder.encode(torch.cat([tokens[:, :1], kept], 1))
+        return self.decoded(self.seen(pixel_values, shown), shown)
+
+    def decoded(self, encoded: Tensor, shown: Tensor) -> Tensor:
+        """The decoder's pixels of all patches (B, patches, pixels) of encoded ones (B, 1 + visible, width), class token first."""
         order = torch.arange(1, shown.shape[1] + 1, device=shown.device).expand_as(shown)
-        places = torch.full((len(shown), tokens.shape[1] - 1), -1, device=shown.device).scatter(1, shown, order)
+        count = self.encoder.positions.shape[1] - 1
+        places = torch.full((len(shown), count), -1, device=shown.device).scatter(1, shown, order)
         return positions.precise(self.decoder(encoded, places))
+
+    def reconstruction(self, drawn: Tensor, shown: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The mean squared error of the hidden patches' pixels; drawn (B, patches, pixels), of images of weight 0 nothing."""
+        squared = (drawn - self.targets(batch["pixel_values"])).square().mean(-1)
+        hidden = torch.ones_like(squared).scatter(1, shown, 0.0)
+        weights = batch.get("sample_weight")
+        return positions.mean(squared, hidden if weights is None else hidden * weights.unsqueeze(1))
 
     def targets(self, pixel_values: Tensor) -> Tensor:
         """The pixels of all patches: (B, patches, channels x patch x patch)."""

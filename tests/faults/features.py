@@ -9,6 +9,13 @@ FAULTS = [
         "tests/laws",
     ),
     (
+        "hint: only the teacher's feature is scaled to length 1",
+        "objectives/features/hints.py",
+        "own, target = divergences.directions(own), divergences.directions(target)\n        loss = DIST",
+        "target = divergences.directions(target)\n        loss = DIST",
+        "tests/objectives/test_hint_values.py",
+    ),
+    (
         "a sample compares with itself",
         "objectives/relations/similarities.py",
         "pairs = ~torch.eye",

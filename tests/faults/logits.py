@@ -230,6 +230,20 @@ FAULTS = [
         "tests/objectives/test_adapters.py",
     ),
     (
+        "binary: T^2 dropped",
+        "objectives/logits/binary.py",
+        "return self.temperature**2 * losses.mean(-1)",
+        "return losses.mean(-1)",
+        "tests/objectives/test_binary_values.py",
+    ),
+    (
+        "binary: sides swapped",
+        "objectives/logits/binary.py",
+        "(own, target.sigmoid(), ",
+        "(target, own.sigmoid(), ",
+        "tests/objectives/test_binary_values.py",
+    ),
+    (
         "calibrated: middle is dropped",
         "objectives/logits/calibrated.py",
         "kept = ((sure >= self.low)",

@@ -15,8 +15,18 @@ from limbeck.conversion import AlignClassifier, GrowClassifier, Replace
 from limbeck.factorization import LowRank
 from limbeck.models import encoder, gpt, resnet, sentence_encoder, transformer, vit
 from limbeck.plan import KINDS, apply
-from limbeck.pruning import EvenSpacing, Magnitude, Prune, PruneLayers, Sparsify
-from limbeck.quantization import FoldBatchNorm, Quantize
+from limbeck.pruning import EvenSpacing, Magnitude, Prune, PruneLayers, Sparsify, TrimVocabulary
+from limbeck.quantization import (
+    AWQ,
+    ClipWeights,
+    FoldBatchNorm,
+    MixedPrecision,
+    Quantize,
+    QuantizeSoftmax,
+    RepQuant,
+    Rotate,
+    SmoothQuant,
+)
 from limbeck.signals import call, first_tensor
 from limbeck.tasks import CustomTask
 from limbeck.weights import weights_digest
@@ -55,6 +65,22 @@ FITTING = {  # what does not fit every architecture: the model, and the transfor
     "replaced": (
         "vit",
         (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 16, "hidden": 8}),),
+    ),
+    "scales moved": ("vit", (SmoothQuant(), AWQ(bits=4, weights=8), Quantize(activations="dynamic"))),
+    "rotated": ("gpt", (Rotate(), Quantize(bits=4, weights=8, activations=None))),
+    "rotated encoder": ("encoder", (Rotate(seed=3),)),
+    "clipped": ("transformer", (ClipWeights(bits=3, weights=8), Quantize(bits=3, weights=8, activations=None))),
+    "vocabulary": ("encoder", (TrimVocabulary(tokens=(*tuple(range(40))[::2], 39)),)),
+    "attention weights": ("vit", (QuantizeSoftmax(bits=4), Quantize())),
+    "reparameterized": ("vit", (RepQuant(examples=8, batch_size=4),)),
+    "rounded by data": ("gpt", (Quantize(bits=3, weights=8, activations=None, rounding="gptq"),)),
+    "without data": ("vit", (Quantize(bits=3, weights=8, activations=None, rounding="hqq"),)),
+    "levels": ("vit", (Quantize(grid="nf4", weights=8, activations=None),)),
+    "ternary": ("resnet", (Quantize(grid="ternary", activations=None),)),
+    "codebook": ("encoder", (Quantize(grid="kmeans", bits=3, activations=None),)),
+    "bits by layer": (
+        "vit",
+        (MixedPrecision(bits=(3, 8), average_bits=5.0, quantize=Quantize(weights=8, activations=None)),),
     ),
 }
 

@@ -12,6 +12,7 @@ from limbeck.errors import UsageError
 from limbeck.files import digest
 from limbeck.signals import Signals
 from limbeck.teachers import (
+    Annotations,
     AveragedTeacher,
     CachedTeacher,
     ClassMeans,
@@ -81,6 +82,16 @@ TEACHERS = {
     "averaged": (AveragedTeacher, averaged, "0"),
     "ensemble": (EnsembleTeacher, lambda _: EnsembleTeacher([FrozenTeacher(network(s)) for s in (0, 1)]), "1.0"),
     "subclasses": (SubclassTeacher, splitting, "subclasses"),
+    "annotations": (
+        Annotations,
+        lambda _: Annotations({"aspects": torch.randn(4, 3)}, FrozenTeacher(network())),
+        "0",
+    ),
+    "annotations-alone": (
+        Annotations,
+        lambda _: Annotations({"aspects": torch.randn(4, 3), "logits": torch.randn(4, 5)}),
+        "aspects",
+    ),
     "snapshot": (EpochSnapshot, snapshot, "0"),
     "class_means": (ClassMeans, lambda _: ClassMeans(FrozenTeacher(network()), torch.randn(5, 8)), "0"),
     "past": (PastPredictions, remembering, "logits"),
@@ -167,7 +178,8 @@ def test_unknown_signals_are_refused_and_hooks_are_always_removed(made):
         teacher.signals(BATCH, frozenset({"logits", hidden, "zzz"}))
     assert hooks(teacher) == 0
     broken = BATCH | {"pixel_values": torch.randn(4, 7)}
-    if not isinstance(teacher, (CachedTeacher, PastPredictions)):  # which look at no input
+    looks = not isinstance(teacher, (CachedTeacher, PastPredictions)) and hidden != "aspects"  # the others read tables
+    if looks:
         with pytest.raises(RuntimeError):
             teacher.signals(broken, frozenset({hidden}))
     assert hooks(teacher) == 0

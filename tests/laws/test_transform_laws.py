@@ -29,8 +29,21 @@ from limbeck.pruning import (
     PruneLayers,
     Sparsify,
     Taylor,
+    TrimVocabulary,
 )
-from limbeck.quantization import FoldBatchNorm, Quantize
+from limbeck.quantization import (
+    AWQ,
+    ClipWeights,
+    Equalize,
+    FoldBatchNorm,
+    MixedPrecision,
+    Quantize,
+    QuantizeSoftmax,
+    Reparameterize,
+    RepQuant,
+    Rotate,
+    SmoothQuant,
+)
 from limbeck.signals import call, first_tensor
 
 SMALL = {"batches": 2, "batch_size": 4}
@@ -76,6 +89,7 @@ TRANSFORMS = {
     "Prune-flops": (Prune(ActivationNorm(**SMALL), keep_flops=0.7), Prune(ActivationNorm(**SMALL), keep_flops=1.0), True),
     "PruneLayers-angular": (PruneLayers(0.67, scorer=AngularDistance(**SMALL)), PruneLayers(1.0), True),
     "PruneLayers-even": (PruneLayers(0.67, scorer=EvenSpacing()), PruneLayers(1.0, scorer=EvenSpacing()), True),
+    "TrimVocabulary": (TrimVocabulary(least=0.03), TrimVocabulary(range(40)), True),
     "Sparsify": (Sparsify(0.6), Sparsify(0.0), True),
     "Sparsify-2:4": (Sparsify(pattern="2:4", scorer=Taylor(**SMALL)), None, True),
     "LowRank": (LowRank(energy=0.6), LowRank(rank=10_000), True),
@@ -84,11 +98,24 @@ TRANSFORMS = {
     "GrowClassifier": (GrowClassifier(5), GrowClassifier(2), True),
     "Replace": (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 32, "hidden": 16}), None, True),
     "FoldBatchNorm": (FoldBatchNorm(), FoldBatchNorm(), True),
+    "SmoothQuant": (SmoothQuant(batch_size=4), SmoothQuant(batch_size=4), True),
+    "AWQ": (AWQ(4, 16, grid=4, batch_size=4), AWQ(4, 16, grid=4, batch_size=4), True),
+    "ClipWeights": (ClipWeights(4, 16, batch_size=4), ClipWeights(4, 16, steps=1, batch_size=4), True),
+    "Equalize": (Equalize(("value", "relu")), Equalize(("value", "relu")), True),
+    "Rotate": (Rotate(), Rotate(), True),
+    "QuantizeSoftmax": (QuantizeSoftmax(batch_size=4), None, True),
+    "Reparameterize": (Reparameterize(batch_size=4), Reparameterize(batch_size=4), True),
+    "RepQuant": (RepQuant(8, 8, 8, batch_size=4), None, False),
+    "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
+    "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
+    "Quantize-ternary": (Quantize(grid="ternary", weights="tensor", activations="dynamic"), Quantize(bits=32), False),
+    "Quantize-codebooks": (Quantize(grid="kmeans", bits=3, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
-CASES = [(name, model) for name in TRANSFORMS for model in MODELS if (name, model) != ("Replace", "resnet")]
+ONLY = {"Replace": ("vit", "encoder"), "TrimVocabulary": ("encoder",)}  # models that have what is transformed
+CASES = [(name, model) for name in TRANSFORMS for model in MODELS if model in ONLY.get(name, MODELS)]
 each = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{n}-{m}" for n, m in CASES])
 
 

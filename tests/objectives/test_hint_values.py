@@ -54,6 +54,25 @@ def test_hint_interpolates_to_the_teachers_size_when_asked():
     agree(objective, s, t, {}, reference, "layer")
 
 
+def test_a_normalized_hint_compares_directions_after_the_projector():
+    s, t, objective = draw(2, 3, 4), draw(2, 3, 5, seed=1), Hint("layer", loss="l1", normalize=True)
+    made = connectors_of(objective, s, t)
+
+    def reference(s, t):
+        own = project(made["projector"], s)
+        pairs = [(own[b, n], t[b, n]) for b in range(2) for n in range(3)]
+        gaps = [(a / a.square().sum().sqrt() - b / b.square().sum().sqrt()).abs().sum() / 5 for a, b in pairs]
+        return sum(gaps) / 6
+
+    agree(objective, s, t, {}, reference, "layer", made)
+
+
+def test_a_normalized_hint_has_no_gradient_at_a_state_of_zeros():
+    s = torch.zeros(1, 2, 3, requires_grad=True)
+    Hint("layer", normalize=True)(Signals({"layer": s}), Signals({"layer": draw(1, 2, 3)}), {}).value.backward()
+    assert not s.grad.any()
+
+
 def test_a_standardized_hint_imitates_the_deviation_from_the_mean_over_the_width():
     s, t = draw(2, 3, 4), draw(2, 3, 4, seed=1)
 

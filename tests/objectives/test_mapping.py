@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -117,6 +120,25 @@ def test_sorted_targets_against_a_loop():
     assert torch.allclose(torch.autograd.grad(found, student)[0], torch.autograd.grad(wanted, student)[0], rtol=1e-5)
     order = torch.tensor([4, 1, 0, 3, 2])
     assert torch.allclose(value(SortedTargets(), student, teacher), value(SortedTargets(), student, teacher[:, order]))
+
+
+def test_sorted_targets_are_the_smallest_distance_over_all_pairings_of_words():
+    student, teacher = drawn(1, 4).double(), drawn(1, 5, seed=1).double()
+    q, p = torch.cat([student.softmax(-1)[0], torch.zeros(1)]), teacher.softmax(-1)[0]
+    pairings = (float((p - q[list(order)]).abs().sum()) for order in itertools.permutations(range(5)))
+    assert math.isclose(float(value(SortedTargets(), student, teacher)), min(pairings), rel_tol=1e-6)
+
+
+def test_sorted_targets_of_answers_of_equal_length_are_the_mean_over_each_answer_and_then_over_answers():
+    """As the authors' code reduces; of unequal length a short answer's positions would count more there."""
+    student, teacher, labels = drawn(3, 6, 4), drawn(3, 6, 5, seed=1), torch.full((3, 6), -100)
+    for answer, begin in enumerate((0, 1, 2)):
+        labels[answer, begin : begin + 4] = 0
+    found = value(SortedTargets(), student, teacher, {"labels": labels})
+    each = [
+        value(SortedTargets(), student[i : i + 1], teacher[i : i + 1], {"labels": labels[i : i + 1]}) for i in range(3)
+    ]
+    torch.testing.assert_close(found, torch.stack(each).mean())
 
 
 def test_what_does_not_fit_is_refused():

@@ -43,6 +43,15 @@ def test_frozen_precision_is_its_own():
     )
 
 
+def test_a_partial_teacher_says_the_same_and_runs_no_further():
+    model, ran = network(), []
+    model[3].register_forward_hook(lambda *_: ran.append(3))
+    names = frozenset({"0", "2"})
+    whole, part = (FrozenTeacher(model, partial=p).signals(X, names) for p in (False, True))
+    assert ran == [3] and all(torch.equal(whole[name], part[name]) for name in names)
+    assert FrozenTeacher(model, partial=True).digest() == FrozenTeacher(model).digest()
+
+
 def test_nothing_is_run_when_nothing_is_asked_for():
     assert len(FrozenTeacher(network()).signals({"pixel_values": torch.randn(4, 99)}, frozenset())) == 0
 

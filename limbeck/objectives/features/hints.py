@@ -73,7 +73,9 @@ class Hint(_Projected):
     place of a map). projector: see
     `limbeck.objectives.connectors.projector`. resizing of maps of two sizes: "pool" or "interpolate". standardize: the teacher's
     feature of each position minus its mean over the width, over its deviation (Wei et al., "Contrastive Learning Rivals Masked Image
-    Modeling in Fine-tuning via Feature Distillation", 2022, section 3).
+    Modeling in Fine-tuning via Feature Distillation", 2022, section 3). normalize: both features of each position are scaled to length 1,
+    the student's after the projector (with "l1" as Bai et al., "Masked Autoencoders Enable Efficient Knowledge Distillers", 2023, where
+    the formula has no scaling and the authors' code has it).
 
     Shapes: vectors (B, D), sequences (B, L, D) or maps (B, C, H, W), also in pairs of two layouts. A position is an
     example, a token (padding does not count) or a place of a map.
@@ -90,6 +92,7 @@ class Hint(_Projected):
     projector: str = "auto"
     resizing: str = "pool"
     standardize: bool = False
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +104,8 @@ class Hint(_Projected):
         own, target, weights = self._pair(student, teacher, batch, connectors)
         if self.standardize:
             target = F.layer_norm(positions.precise(target), target.shape[-1:])
+        if self.normalize:
+            own, target = divergences.directions(own), divergences.directions(target)
         loss = DISTANCES[self.loss](own, target)
         if self.loss == "half_squared_norm" and own.dim() == 4:
             loss = loss.sum(dim=(1, 2)) if weights is None else (loss * (weights != 0)).sum(dim=(1, 2))

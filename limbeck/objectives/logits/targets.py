@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class TeacherTargets(Objective):
     positions: str = "labelled"
     student_classes: tuple[int, ...] | None = None
 
+    least: ClassVar[int] = 2  # how many outputs it needs
+
     def __post_init__(self) -> None:
         require_choice(self, "positions", self.positions, ("labelled", "all"))
         for field, whose in (("classes", "teacher"), ("student_classes", "student")):
@@ -96,7 +99,7 @@ class TeacherTargets(Objective):
         own = self._chosen("student_classes", own, "student")
         if own.shape != target.shape:
             raise UsageError(self._mismatch(own, target))
-        require_classes(self, own)
+        require_classes(self, own, self.least)
         weights = positions.weights(batch, own.shape[:-1], labels=self.positions == "labelled")
         return positions.blank(own, weights), positions.blank(target, weights), weights
 

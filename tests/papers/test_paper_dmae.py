@@ -1,0 +1,32 @@
+"""DMAE's paper file: its arms run, spend alike, and what is aligned are middle layers on visible patches."""
+
+from dataclasses import replace
+
+import pytest
+from arms import assert_alike, run_arms
+
+from limbeck.beds.patches import UNIT_PATCHES
+from limbeck.papers.dmae import alignment, paper
+
+TINY = replace(
+    UNIT_PATCHES, name="tiny", dataset="digits", size=8, patch=2, train=300, labelled=100, validation=50, test=50,
+    teacher=(4, 16), student=(3, 8), masked_steps=2, tuning_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return run_arms(paper, tmp_path_factory.mktemp("store"), bed=TINY, steps=2)
+
+
+def test_every_arm_runs_and_spends_alike(results):
+    assert_alike(paper, results)
+    assert {run.costs["steps"] for _, run in results.values()} == {4}
+    assert {name for name, (_, run) in results.items() if not run.store.used} == {"control"}
+    assert all(found["step_seconds"] > 0 for found, _ in results.values())
+
+
+def test_layers_at_three_quarters_of_the_depth_are_aligned():
+    hint = alignment(TINY)
+    assert (hint.student, hint.teacher, hint.loss, hint.normalize) == ("model.blocks.1", "model.blocks.2", "l1", True)
+    assert alignment(UNIT_PATCHES).reads.teacher == {"model.blocks.3"}
