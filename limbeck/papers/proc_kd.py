@@ -13,6 +13,8 @@ images, the student learns the other five from 50 images each. Hidden layers are
 arms have the same student, prototypes included. `own`: whether labels also act on the student's own enriched answer in training (the
 code's branch sees the teacher's tokens alone); it is among the settings of both arms with a branch. The others train it that way.
 `plain_accuracy` is that of the answer without prototypes.
+What came out: hints of the other task help (0.028 above labels alone); prototypes add nothing to them, learnt or random. The grids favour the
+baseline: it could choose weights of hints up to 3, which it did, the method up to 1 (and own or not). A fairer grid is left to a next run.
 """
 
 from __future__ import annotations

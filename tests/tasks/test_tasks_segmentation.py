@@ -1,6 +1,7 @@
 """Semantic segmentation: masks become labels, move with their images, and are measured place by place."""
 
 import io
+import json
 
 import datasets
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from limbeck.artifact import load
 from limbeck.datasets.load import data_folder, find_folder
 from limbeck.errors import DataError, UsageError
 from limbeck.models import unet
+from limbeck.pipeline import run_recipe
+from limbeck.recipe import Recipe
 from limbeck.tasks import SemanticSegmentation
 
 needs_camvid = pytest.mark.skipif(
@@ -147,3 +151,32 @@ def test_camvid_has_eleven_classes():
     labels = next(task.batches("train", 8))["labels"]
     assert labels.shape == (8, 24, 32) and set(labels.unique().tolist()) <= {-100, *range(11)}
     assert (labels == 3)[:, 16:].float().mean() > 0.4  # the lower third is mostly road
+
+
+@pytest.mark.slow
+def test_a_recipe_distils_prunes_and_quantizes_a_segmenter_and_exports_it(folder, tmp_path):
+    train = "{steps: 3, batch_size: 4}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""
+name: streets
+task: {{class: SemanticSegmentation, dataset: {streets(folder)}}}
+teacher: {{model: {{class: unet, widths: [16, 16], classes: 3, layers: 1}}, train: {train}}}
+student: {{class: unet, widths: [8, 8], classes: 3, layers: 1}}
+steps:
+  - distill:
+      objective:
+        - {{class: AtPlaces, objective: {{class: CrossEntropy}}}}
+        - {{class: AtPlaces, objective: {{class: SoftTargets, temperature: 2}}, weight: 0.5}}
+        - {{class: MaskedHints, student: up.0, masks: 3, weight: 0.1}}
+      train: {train}
+  - prune: {{scorer: {{class: Taylor}}, keep: 0.5}}
+  - fold_batch_norm:
+  - quantize: {{bits: 8, activations: static}}
+exports: [onnx]
+measure: {{rounds: 3, threads: 1}}
+""")
+    run_recipe(Recipe.load(recipe), tmp_path / "out", progress=False)
+    report = json.loads((tmp_path / "out" / "artifact" / "report.json").read_text())
+    assert all(0 <= stage["measurements"]["mean_iou"]["value"] <= 1 for stage in report["stages"])
+    assert "int8" in report["stages"][-1]["form"]
+    assert load(tmp_path / "out" / "artifact")(torch.randn(1, 3, 8, 12)).shape == (1, 3, 8, 12)
