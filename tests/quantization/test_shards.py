@@ -83,7 +83,7 @@ def test_read_in_pieces_or_whole_the_result_is_the_same_and_two_blocks_are_in_me
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(ArtifactError, match="no readable"):
+    with pytest.raises(ArtifactError, match="cannot be read"):
         Shards(tmp_path)
     model = written(tmp_path, "gpt")
     batches, quantizers = setting(model)
