@@ -15,7 +15,8 @@ tinyshakespeare in place of Llama and of speech models; 128 sequences of 128 cha
 
 Baseline: GPTQ on the same grid, bits and groups, ranges and order of columns tuned. Control: rounding to the nearest, ranges tuned. `layers`: without
 the training of blocks. `hqq`: offsets without data. `four_bits`, `gptq_four`: 4 bits. All linear layers inside the blocks; perplexity on test text.
-No pilot was run: the settings to choose from were written down before.
+No pilot was run: the settings to choose from were written down before. One run was made for the verdict: it holds at 2 bits, with and
+without the training of blocks; at 4 bits, where nothing was tuned, that training cost 0.06 of perplexity against GPTQ, more than the margin.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kerne
 from limbeck.quantization.named_grids import named
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
@@ -74,9 +75,11 @@ __all__ = [
     "RepQuant",
     "Reparameterize",
     "Rotate",
+    "Shards",
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
+    "empty",
     "finish_codes",
     "finish_qat",
     "kernel_table",
@@ -87,6 +90,7 @@ __all__ = [
     "packed_to_bytes",
     "plain_kernels",
     "prepare_qat",
+    "round_shards",
     "store",
     "stored_bytes",
     "tune_codes",

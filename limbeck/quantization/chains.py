@@ -61,7 +61,7 @@ class Chain:
     final_reference: list[Any] = field(default_factory=list)
 
 
-def _containers(model: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
+def containers(model: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
     """Every list of several modules of one class that have chosen modules inside, by path: the paths of its members."""
     found = {}
     for path, module in model.named_modules():
@@ -69,14 +69,14 @@ def _containers(model: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2 or len(kinds) != 1:
             continue
         members = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
-        if len(members) == len(module) and all(any(p.startswith(m + ".") for p in paths) for m in members):
+        if len(members) == len(module) and any(p.startswith(m + ".") for p in paths for m in members):
             found[path] = members
     return found
 
 
 def order(model: nn.Module, batch: Mapping[str, Any], paths: Sequence[str]) -> list[Chain | list[str]]:
     """Chains and, between them, the chosen modules outside, in the order in which one batch reaches them."""
-    candidates = _containers(model, paths)
+    candidates = containers(model, paths)
     owner = {member: path for path, members in candidates.items() for member in members}
     events: list[str] = []
     inputs: dict[str, list[Tensor]] = {member: [] for member in owner}

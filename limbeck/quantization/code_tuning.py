@@ -62,6 +62,8 @@ class Coded(nn.Module):
             else:
                 self.register_buffer(name, value)
         self.bias = module.bias
+        # training may not carry a scale through 0: codes would change their meaning
+        self.least = None if packed.scale is None else 1e-3 * packed.scale.float().abs().mean().item()
         self.register_buffer("latent", self.quantizer.decode(packed))
         self.register_buffer("moment", torch.zeros_like(self.latent))
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
@@ -93,8 +95,11 @@ class Coded(nn.Module):
 
     @torch.no_grad()
     def move(self, rate: float, share: float, keep: bool) -> int:
-        """One V step from the gradients seen since the last one; returns how many groups got another code."""
+        """One V step from the gradients seen since the last one; returns how many groups got another code. Scales that the P step made
+        smaller than a thousandth of what they were on average are raised to it."""
         gradient, self.gradient = self.gradient, None
+        if self.least is not None:
+            self.scale.clamp_(min=self.least)
         now = self.matrix
         if gradient is None or share == 0:
             return 0

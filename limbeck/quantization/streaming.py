@@ -139,7 +139,7 @@ def segments(
 
     The model is left as it was found, also when the iteration ends early. Raises DataError without a batch.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     held = [to_device(batch, device) for batch in batches]
     if not held:
         raise DataError("the train split gave no batch to calibrate with")
@@ -190,7 +190,8 @@ def _blocks(chain: Chain, paths: Sequence[str], targets: bool, fetch) -> Iterato
         inside = [path for path in paths if path.startswith(f"{member}.")]
         segment = Segment(member, inside, block, runs, [c.mask for c in calls])
         segment.calls, segment.hidden, segment.targets = calls, chain.hidden, chain.reference if targets else None
-        yield segment
+        if inside:
+            yield segment
         last = number == len(chain.members) - 1
         with torch.no_grad():
             outputs = [c.run(block, x) for c, x in zip(calls, chain.hidden)]
@@ -238,7 +239,7 @@ def _capture(model, batches, masks, chain: Chain, done, reference: bool = False)
     hidden: list[Tensor] = []
     calls: list[list[Call]] = []
     first = model.get_submodule(chain.members[0])
-    computed = type(first).forward
+    computed = first.forward
 
     last = len(chain.members) - 1
 
@@ -248,7 +249,7 @@ def _capture(model, batches, masks, chain: Chain, done, reference: bool = False)
             row.append(made)
             if position == 0:
                 hidden.append(x.detach())
-                answer.append(made.run(lambda *given, **named: computed(first, *given, **named), x))
+                answer.append(made.run(computed, x))
             if position == last:
                 raise _Enough
             return answer[0]

@@ -20,6 +20,7 @@ GRIDS = {
     "int8": IntegerGrid(8),
     "int4": IntegerGrid(4),
     "uint3": IntegerGrid(3, False, False),
+    "affine": named("affine", 3),
     "power_of_two": named("power_of_two", 4),
     "log_sqrt2": named("log_sqrt2", 4),
     "log_unsigned": named({"name": "log", "bits": 4, "signed": False}),
@@ -121,7 +122,7 @@ def some_codes(q, packed, generator, trial):
         code = code if not math.isnan(q.grid.table[code]) else 0
         return Packed(q.grid.store(torch.full(packed.shape, code)), packed.scale, None, packed.shape)
     stored = torch.randint(0, 256, packed.codes.shape, generator=generator).to(torch.uint8)
-    return Packed(stored, packed.scale, None, packed.shape, packed.codebook)
+    return Packed(stored, packed.scale, packed.zero_point, packed.shape, packed.codebook)
 
 
 @each

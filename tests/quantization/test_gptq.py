@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan, apply
-from limbeck.quantization import GPTQ, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantize, Quantizer
+from limbeck.quantization import GPTQ, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantize, Quantizer, named
 from limbeck.quantization.gptq import gptq, reversed_factor
 from limbeck.quantization.hessian import output_error
 from limbeck.signals import call, first_tensor
@@ -97,6 +97,28 @@ def test_with_an_identity_hessian_it_is_rounding_to_the_nearest(granularity, set
     nearest = quantizer.encode(weight)
     assert torch.equal(found.codes, nearest.codes) and torch.equal(found.scale, nearest.scale)
     assert torch.equal(found.zero_point, nearest.zero_point)
+
+
+@pytest.mark.parametrize("grid", ["affine", "nf4", "ternary", "fp4", "power_of_two"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_other_grids_whose_codes_are_numbers(grid, granularity):
+    weight, hessian = layer()
+    made = named(grid, 4 if grid in ("affine", "power_of_two") else None)
+    quantizer = Quantizer(made, GRANULARITIES[granularity], made.methods[0], "bfloat16")
+    found, nearest = GPTQ().layer(weight, torch.eye(50)[None], quantizer), quantizer.encode(weight)
+    for name, value in nearest.tensors.items():
+        assert torch.equal(found.tensors[name], value), name
+    better = quantizer.decode(GPTQ().layer(weight, hessian[None], quantizer)) - weight
+    assert (
+        output_error(better, hessian[None]).sum()
+        < output_error(quantizer.decode(nearest) - weight, hessian[None]).sum()
+    )
+
+
+def test_grids_whose_codes_stand_for_several_weights_are_refused():
+    made = named("kmeans", 4)
+    with pytest.raises(UsageError, match="column by column"):
+        GPTQ().layer(torch.randn(4, 8), torch.eye(8)[None], Quantizer(made, PerTensor(), made.methods[0]))
 
 
 def test_blocks_change_nothing_and_errors_are_below_those_of_the_nearest():
