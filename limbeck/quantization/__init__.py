@@ -32,6 +32,7 @@ from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kerne
 from limbeck.quantization.named_grids import named
 from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
@@ -73,12 +74,14 @@ __all__ = [
     "RepQuant",
     "Reparameterize",
     "Rotate",
+    "ScoredBits",
     "SmoothQuant",
     "TernaryGrid",
     "finish_qat",
     "kernel_table",
     "named",
     "on_buckets",
+    "outlier_score",
     "packed_from_bytes",
     "packed_to_bytes",
     "plain_kernels",
