@@ -69,14 +69,14 @@ class Train:
 class QuantizationAware:
     """Train the student with its quantization simulated, then quantize it on the grid that was trained.
 
-    quantize: fields of `Quantize`. learned: weight scales and input steps are learned (LSQ). average: decay of the moving
+    quantize: fields of `Quantize`. learned: weight scales and input steps are learned (LSQ); "clip": the inputs' upper ends (PACT). average: decay of the moving
     average that input ranges follow, e.g. 0.99; None keeps the calibrated ones.
     """
 
     quantize: Any
     train: TrainingConfig
     objective: Any = None
-    learned: bool = False
+    learned: bool | str = False
     average: float | None = None
     name: str = "quantization_aware"
 

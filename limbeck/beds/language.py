@@ -119,6 +119,17 @@ class LanguageBed(Bed):
         """An untrained student whose first weights follow from the run's seed only; by default one layer of width 64."""
         return run.fresh(lambda: self.model(**sizes))
 
+    def trained_student(self, run: Run, steps: int, **sizes: Any) -> GPT:
+        """The seed's student after some steps on the text alone: where all arms of a seed go on from. Not an arm's cost."""
+        sizes = {**STUDENT, **sizes}
+        config = self.training(steps)
+        key = {"bed": self.digest(), "what": "student", "model": sizes, "training": config.identity()}
+
+        def train(model: nn.Module) -> None:
+            run.train(Distil(model, None, CrossEntropy()), self.task, config, counted=False)
+
+        return run.trained({**key, "seed": run.seed, "version": 1}, lambda: self.student(run, **sizes), train)
+
     def measure(self, run: Run, model: nn.Module) -> dict[str, float]:
         """Perplexity and loss (nats per token) in float32 on `blocks` blocks of the run's split."""
         model.eval()

@@ -170,7 +170,7 @@ class PatchBed(Bed):
 REACHES = {"accuracy": (0.18, 0.6), "teacher_accuracy": (0.62, 0.85)}  # an untaught student stays below its teacher
 PATCHES = PatchBed(expects=REACHES, name="mnist 12x12 in 16 patches, 500 labels")
 UNIT_PATCHES = PatchBed(
-    expects={"accuracy": (0.78, 0.92), "teacher_accuracy": (0.93, 0.98)},
+    expects={"accuracy": (0.78, 0.92), "teacher_accuracy": (0.9, 0.98)},
     name="mnist 12x12 in 16 patches, 500 labels, unit variance at first",
     unit_start=True,
 )

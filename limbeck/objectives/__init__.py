@@ -18,6 +18,7 @@ from limbeck.objectives.features import (
 )
 from limbeck.objectives.layers import layer_map, nearest_layer, over_layers
 from limbeck.objectives.logits.adversarial import Discriminator
+from limbeck.objectives.logits.ambiguity import DeviationAware
 from limbeck.objectives.logits.batchwise import CorrelationTargets, MultiLevelTargets, SinkhornTargets
 from limbeck.objectives.logits.binary import BinaryTargets
 from limbeck.objectives.logits.calibrated import CalibratedTargets
@@ -79,6 +80,7 @@ __all__ = [
     "CorrelationTargets",
     "CrossEntropy",
     "DecoupledKD",
+    "DeviationAware",
     "Discriminator",
     "DistanceRelations",
     "EmbeddingDistance",

@@ -19,6 +19,9 @@ a margin of five points. Others: draws of each class's Gaussian, of 20 direction
 class means alone; and, for the new digits, a fresh student that spends all steps on them. Method, baseline and control choose among two
 temperatures. The noise was the first that was tried (seed 1000, validation: 0.961, with the images 0.984, with white noise 0.251); a
 digit can still be read under it.
+One run was made for the verdict. Perturbed images lie 70 points above white noise and 13 above a fresh student on the new digits; how near
+they come to the images, 5.3 points below, is left open by the margin of five. Draws of each class's Gaussian, for which no image leaves its
+place, come within a point and teach the new digits as well.
 """
 
 from __future__ import annotations

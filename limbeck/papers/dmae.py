@@ -13,6 +13,9 @@ Baseline: the student is a masked autoencoder for as many steps, and imitates th
 fine-tuned itself. Control: the same without a teacher. `answers` is beyond the paper, which has labels for all images: the fine-tuned teacher
 answers for the images without labels. 90 and 95 % hide 14 and 15 of 16 patches. `step_seconds` is the time of a step of distillation and its
 gradient, on one thread. The bed's first weights were set by what an untaught student and the teacher reach (0.84 and 0.87 on validation).
+What came out: aligned or not, or with the tuned teacher in fine-tuning, the student comes to 0.86, as its teacher itself does after the same
+500 labels: two points above an untaught student are all that masked images give here, and there is little to hand on. Hiding 90 or 95 % costs
+nothing. Where images without labels are many, the fine-tuned teacher's answers on them are 4.5 points better. Times were taken on a busy machine.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
+from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
@@ -30,7 +31,7 @@ from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
-from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
+from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
@@ -77,9 +78,12 @@ __all__ = [
     "ScoredBits",
     "SmoothQuant",
     "TernaryGrid",
+    "TuneCodes",
+    "finish_codes",
     "finish_qat",
     "kernel_table",
     "named",
+    "normalize_inputs",
     "on_buckets",
     "outlier_score",
     "packed_from_bytes",
@@ -88,4 +92,5 @@ __all__ = [
     "prepare_qat",
     "store",
     "stored_bytes",
+    "tune_codes",
 ]

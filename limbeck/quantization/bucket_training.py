@@ -20,9 +20,9 @@ from limbeck.quantization.buckets import (
     check,
     on_levels,
     quantile_levels,
-    straight_through,
     uniform_levels,
 )
+from limbeck.quantization.straight_through import straight_through
 
 WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

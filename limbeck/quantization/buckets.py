@@ -56,11 +56,6 @@ def on_levels(x: Tensor, levels: Tensor, size: int) -> Tensor:
     return (low + span * levels[codes]).reshape(-1)[: x.numel()].reshape(x.shape)
 
 
-def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` with the gradient of x, unchanged.  (...)"""
-    return x + (quantized - x).detach()
-
-
 def uniform_levels(bits: int) -> Tensor:
     """j / (2^bits - 1), j = 0 .. 2^bits - 1."""
     return torch.linspace(0, 1, 2**bits)

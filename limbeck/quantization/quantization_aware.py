@@ -3,9 +3,11 @@
     fold batch norms -> plan = Quantize(...).plan(model, task) -> prepare_qat(model, plan) -> train as usual
         -> model, plan = finish_qat(model, task) -> apply(model, plan)
 
-Weights: scales follow the weights at every step (straight-through estimator), or are learned (`learned=True`, LSQ).
-Inputs: the plan's static ranges, kept fixed, followed by an exponential moving average (`average`), or learned steps;
-dynamic inputs as at run time. Sources and gradients: `limbeck.quantization.straight_through`.
+Weights, on any grid: scales follow the weights at every step (straight-through estimator), or are learned (`learned=True`, LSQ).
+Inputs: the plan's static ranges, kept fixed, followed by an exponential moving average (`average`), or learned: steps
+(`learned=True`) or upper ends (`learned="clip"`, PACT); dynamic inputs as at run time. Ternary weights whose scale is the mean or
+the median magnitude, with dynamic int8 inputs, are BitNet b1.58 (`normalize_inputs` adds its norms).
+Sources and gradients: `limbeck.quantization.straight_through`.
 The quantized model computes what the fake-quantized one did, up to the rounding of float sums.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,11 +24,16 @@ from torch.nn import functional
 
 from limbeck.errors import UsageError
 from limbeck.plan import Plan
-from limbeck.quantization.grids import IntegerGrid, PerTensor, affine, min_max
+from limbeck.quantization.binaries import BinarySum
+from limbeck.quantization.contract import SCALE_TYPES
+from limbeck.quantization.granularity import PerTensor, min_max
+from limbeck.quantization.grids import IntegerGrid, affine
+from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.modules import fake_quantize_rows
 from limbeck.quantization.quantize import entries, float_weight_of, output_ranges, padding_of, replace
 from limbeck.quantization.specification import COMPUTE, InputRange, Specification
-from limbeck.quantization.straight_through import fake_quantize, scale_gradient
+from limbeck.quantization.straight_through import fake_on_grid, fake_quantize, pact, scale_gradient, straight_through
+from limbeck.signals import match_paths
 
 _PLAN = "_limbeck_qat_plan"
 
@@ -34,32 +42,32 @@ class FakeQuantized(nn.Module):
     """A Linear or Conv2d whose weight and input go onto their grids and back: the same Parameters, trained as before.
 
     x as the original takes it. `average` is the decay of the moving input range (None: fixed); with `learned` the weight
-    scales and the static input step are Parameters.
+    scales (of codebook grids the codebooks) and the static input step are Parameters, with learned="clip" the input's upper end is.
     """
 
     simulates_cost = True
 
-    def __init__(self, module: nn.Module, specification: Specification, learned: bool, average: float | None):
+    def __init__(self, module: nn.Module, specification: Specification, learned: bool | str, average: float | None):
         super().__init__()
         self.specification = specification
         self.weight, self.bias = module.weight, module.bias
         self._original = [module]  # in a list: no child, its parameters are these
         self.average = average
-        grid, granularity = specification.quantizer.grid, specification.granularity
-        matrix = self.matrix.detach()
-        start = specification.quantizer.parameters(matrix)[0].float()
-        if specification.learned_scale is not None:
-            start = torch.tensor(specification.learned_scale, device=matrix.device).reshape(start.shape)
-        self.learned = learned or specification.learned_scale is not None
+        quantizer, matrix = specification.quantizer, self.matrix.detach()
+        start = specification.encode(matrix).tensors[specification.parameter].float()
+        self.learned = learned is True or specification.learned_scale is not None
         if self.learned:
             self.weight_scale = nn.Parameter(start)
         elif specification.method == "mse":
-            self.register_buffer("weight_clip", start / affine(*min_max(matrix, granularity), grid)[0])
-        self.step_factor = 1.0 / math.sqrt(matrix.numel() / max(start.numel(), 1) * grid.high)
+            widest = dataclasses.replace(quantizer, method="minmax").encode(matrix).scale.float()
+            self.register_buffer("weight_clip", start / torch.where(widest == 0, 1.0, widest))
+        self.step_factor = 1.0 / math.sqrt(matrix.numel() / max(start.numel(), 1) * _positive(quantizer.grid))
         static = specification.input
         if isinstance(static, InputRange):
             scale = torch.tensor(static.scale, dtype=torch.float32, device=matrix.device)
-            if learned:
+            if learned == "clip":
+                self.input_upper = nn.Parameter(scale * (static.grid.high - static.zero_point))
+            elif learned:
                 self.input_scale = nn.Parameter(scale)
             else:
                 self.register_buffer("input_scale", scale)
@@ -79,17 +87,36 @@ class FakeQuantized(nn.Module):
         specification, matrix = self.specification, self.matrix.detach()
         grid = specification.quantizer.grid
         if self.learned:
-            scale = scale_gradient(self.weight_scale.clamp(min=torch.finfo(torch.float32).tiny), self.step_factor)
+            scale = self.learned_parameter()
             return scale, torch.full_like(scale, grid.center, dtype=torch.int32)
         scale, zero = affine(*min_max(matrix, specification.granularity), grid, specification.scale_type)
-        return (scale * self.weight_clip if hasattr(self, "weight_clip") else scale), zero
+        return (self._stored(scale * self.weight_clip) if hasattr(self, "weight_clip") else scale), zero
+
+    def learned_parameter(self) -> Tensor:
+        """The learned scales or codebooks as they are stored, with their scaled gradient; scales stay positive where they must."""
+        value = self.weight_scale
+        if isinstance(self.specification.quantizer.grid, (IntegerGrid, LevelGrid)):
+            value = value.clamp(min=torch.finfo(torch.float32).tiny)
+        return scale_gradient(self._stored(value), self.step_factor)
+
+    def _stored(self, value: Tensor) -> Tensor:
+        kind = SCALE_TYPES[self.specification.scale_type]
+        return straight_through(value, value.to(kind).float())
 
     def fake_weight(self) -> Tensor:
         """The weight on its grid, float32, as a matrix (out, n)."""
-        specification = self.specification
-        return fake_quantize(
-            self.matrix, *self.weight_parameters(), specification.quantizer.grid, specification.granularity
-        )
+        specification, quantizer = self.specification, self.specification.quantizer
+        if isinstance(quantizer.grid, IntegerGrid):
+            return fake_quantize(self.matrix, *self.weight_parameters(), quantizer.grid, specification.granularity)
+        if self.learned:
+            return fake_on_grid(self.matrix, self.learned_parameter(), quantizer)
+        if hasattr(self, "weight_clip"):
+            return fake_on_grid(self.matrix, self._clipped(), quantizer)
+        return straight_through(self.matrix.float(), quantizer.decode(quantizer.encode(self.matrix)))
+
+    def _clipped(self) -> Tensor:
+        widest = dataclasses.replace(self.specification.quantizer, method="minmax").encode(self.matrix).scale.float()
+        return self._stored(widest * self.weight_clip)
 
     def fake_input(self, x: Tensor) -> Tensor:
         """The input on its grid, float32."""
@@ -101,6 +128,9 @@ class FakeQuantized(nn.Module):
             return fake_quantize_rows(flat).view(x.shape)
         if self.average is not None and self.training:
             self._follow(x.detach().float(), static.grid)
+        if hasattr(self, "input_upper"):
+            upper = self.input_upper.clamp(min=torch.finfo(torch.float32).tiny)
+            return pact(x, upper, static.zero_point, static.grid)
         scale = self.input_scale
         if isinstance(scale, nn.Parameter):
             factor = 1.0 / math.sqrt(x.numel() / x.shape[0] * static.grid.high)
@@ -141,30 +171,76 @@ class FakeQuantized(nn.Module):
         """The specification that apply() needs to land on the very same grid."""
         specification, static = self.specification, self.specification.input
         if isinstance(static, InputRange):
-            scale = max(float(self.input_scale.detach()), torch.finfo(torch.float32).tiny)
+            scale = (
+                self.input_upper / (static.grid.high - static.zero_point)
+                if hasattr(self, "input_upper")
+                else self.input_scale
+            )
+            scale = max(float(scale.detach()), torch.finfo(torch.float32).tiny)
             static = InputRange(static.bits, scale, int(self.input_zero_point))
         scale = None
         if self.learned or hasattr(self, "weight_clip"):
-            scale = tuple(self.weight_parameters()[0].detach().flatten().tolist())
+            integers = isinstance(specification.quantizer.grid, IntegerGrid)
+            value = (
+                self.weight_parameters()[0]
+                if integers
+                else self.learned_parameter()
+                if self.learned
+                else self._clipped()
+            )
+            scale = tuple(value.detach().flatten().tolist())
         return dataclasses.replace(specification, input=static, learned_scale=scale)
 
 
-def prepare_qat(model: nn.Module, plan: Plan, *, learned: bool = False, average: float | None = None) -> nn.Module:
+def _positive(grid: Any) -> float:
+    """How many values lie above 0: what LSQ scales the step's gradient with. 1 for grids whose parameters are values themselves."""
+    if isinstance(grid, IntegerGrid):
+        return grid.high
+    if isinstance(grid, LevelGrid):
+        return max(1, int((grid.rising[0] > 0).sum()))
+    return 2 ** (grid.bits - 1) if not isinstance(grid, BinarySum) and grid.whole is not None else 1.0
+
+
+def normalize_inputs(model: nn.Module, only: str | Sequence[str] = "*") -> nn.Module:
+    """Put a normalization without parameters before every linear layer, in place: Sequential(LayerNorm, Linear).
+
+    BitNet's layers normalize their inputs before they quantize them (Wang et al., 2023, section 2.1), so that int8 per token holds them.
+    only: patterns of module paths. Raises UsageError where there is no linear layer.
+    """
+    wanted = {path for pattern in ([only] if isinstance(only, str) else only) for path in match_paths(model, pattern)}
+    found = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear and path in wanted]
+    if not found:
+        raise UsageError(f"normalize_inputs: no linear layer under {only!r}")
+    for path, module in found:
+        norm = nn.LayerNorm(module.in_features, elementwise_affine=False, device=module.weight.device)
+        replace(model, path, nn.Sequential(norm, module).train(module.training))
+    return model
+
+
+def prepare_qat(
+    model: nn.Module, plan: Plan, *, learned: bool | str = False, average: float | None = None
+) -> nn.Module:
     """Replace, in place, every module that a quantize plan names by a FakeQuantized one; returns the model.
 
-    learned   weight scales and static input steps are learned (LSQ, started from the plan's) instead of following the weights
+    learned   True: weight scales and static input steps are learned (LSQ, started from the plan's) instead of following the weights.
+              "clip": the upper ends of static inputs are learned (PACT), the weights' scales follow
     average   decay of the moving average that static input ranges follow in training mode, e.g. 0.99; None keeps the plan's
 
     Raises UsageError for a plan without modules, settings that exclude each other, or asymmetric weights that would need
     more than their extremes (learned scales, method "mse").
     """
+    if learned not in (True, False, "clip"):
+        raise UsageError(f"learned={learned!r}: allowed are True, False and 'clip'")
     if average is not None and (learned or not 0.0 < average < 1.0):
         raise UsageError(f"average={average!r}: must lie between 0 and 1, and learned steps follow no average")
     found = entries(model, plan)
     if plan.kind != "quantize" or not found:
         raise UsageError(f"quantization-aware training needs a quantize plan that names modules, not {plan.kind!r}")
     for path, _, specification in found:
-        if not specification.symmetric and (learned or specification.method != "minmax"):
+        static = specification.input
+        if learned == "clip" and not (isinstance(static, InputRange) and static.zero_point < static.grid.high):
+            raise UsageError(f"{path}: learned='clip' needs static inputs that reach above 0")
+        if not specification.symmetric and (learned is True or specification.method != "minmax"):
             raise UsageError(f"{path}: asymmetric weights train with method 'minmax' and without learned scales")
     for path, module, specification in found:
         replace(model, path, FakeQuantized(module, specification, learned, average))

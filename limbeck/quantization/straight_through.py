@@ -11,6 +11,13 @@ Learned step size (Esser et al., "Learned Step Size Quantization", ICLR 2020, eq
     d x^ / d s = round(x / s) - x / s inside,   (low - z) below,   (high - z) above,
 
 and the step's gradient is multiplied by g = 1 / sqrt(N high), N elements per step (section 2.2), through `scale_gradient`.
+
+Other grids, values s l with levels l (`fake_on_grid`): the same with the nearest level in the place of round,
+
+    d x^ / d x = 1 and d x^ / d s = l - x / s   where x / s lies between the outermost levels,   0 and l   beyond them.
+
+Learned clipping (Choi et al., "PACT", 2018, eq. 2 and 3): the step follows from the range's upper end a, s = a / (high - z), and only what
+is clipped moves it: d x^ / d a = 1 above, (low - z) / (high - z) below, 0 inside.
 """
 
 from __future__ import annotations
@@ -18,7 +25,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.quantization.grids import Granularity, IntegerGrid, spread
+from limbeck.quantization.contract import Packed
+from limbeck.quantization.granularity import Granularity, spread
+from limbeck.quantization.grids import IntegerGrid, Quantizer
+from limbeck.quantization.lattices import LatticeGrid
+from limbeck.quantization.levels import LevelGrid
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -59,3 +70,58 @@ def fake_quantize(
 def scale_gradient(value: Tensor, factor: float) -> Tensor:
     """`value` itself, whose gradient is multiplied by `factor`."""
     return value.detach() + factor * (value - value.detach())
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """The value of `quantized` with the gradient of x, unchanged.  (...)"""
+    return quantized.detach() + (x - x.detach())
+
+
+def fake_on_grid(x: Tensor, parameter: Tensor, quantizer: Quantizer) -> Tensor:
+    """x onto any grid with given parameters and back, differentiable in both; float32 (...), the very values of `project` and `decode`.
+
+    parameter: scales, or codebooks, as `quantizer.layout(x.shape)` has them, in float32. Level grids and lattices: the gradients above
+    (a lattice has no outermost level: d x^ / d x = 1 everywhere). Sums of binaries, codebooks and fourth roots: the identity to x, and to
+    their scales and centres what decoding says, with the codes held fixed. Integers go through `fake_quantize`.
+    """
+    grid, granularity = quantizer.grid, quantizer.granularity
+    if isinstance(grid, IntegerGrid):
+        return fake_quantize(x, parameter, grid.center, grid, granularity)
+    book = "codebook" in quantizer.layout(x.shape)
+    packed = Packed(x.new_zeros(0), None if book else parameter, None, tuple(x.shape), parameter if book else None)
+    codes = quantizer.project(
+        x, Packed(**{**packed.__dict__, **{k: v.detach() for k, v in packed.tensors.items()}})
+    ).codes
+    if not isinstance(grid, (LevelGrid, LatticeGrid)):
+        values = quantizer.decode(Packed(**{**packed.__dict__, "codes": codes}))
+        return values + (x.float() - x.detach().float())
+    scale = spread(parameter.float(), x.shape, granularity)
+    ratio = x.float() / torch.where(scale == 0, 1.0, scale)
+    unit = Packed(codes, torch.ones_like(parameter), None, tuple(x.shape))
+    levels = quantizer.decode(unit)
+    if isinstance(grid, LevelGrid):
+        outermost = grid.rising[0].to(x.device)[[0, -1]]
+        ratio = torch.where((ratio >= outermost[0]) & (ratio <= outermost[1]), ratio, ratio.detach())
+    return (levels + (ratio - ratio.detach())) * scale
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, upper, zero_point, low, high):
+        scale = upper / (high - zero_point)
+        unclamped = torch.round(x / scale) + zero_point
+        codes = unclamped.clamp(low, high)
+        ctx.save_for_backward(unclamped < low, unclamped > high)
+        ctx.below = (low - zero_point) / (high - zero_point)
+        return (codes - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        below, above = ctx.saved_tensors
+        to_upper = (gradient * above).sum() + ctx.below * (gradient * below).sum()
+        return gradient * ~(below | above), to_upper, None, None, None
+
+
+def pact(x: Tensor, upper: Tensor, zero_point: int, grid: IntegerGrid) -> Tensor:
+    """Activations on `grid` with a learned upper end: x (...), upper () positive -> float32 (...). zero_point: below grid.high."""
+    return _Clip.apply(x.float(), upper, int(zero_point), grid.low, grid.high)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UsageError
 from limbeck.objectives import positions
-from limbeck.objectives.base import Loss, Objective, named_parts
+from limbeck.objectives.base import Loss, Objective, named_parts, terms_of
 from limbeck.signals import LOGITS, Reads, Signals, Tap, call, capture, first_tensor
 from limbeck.teachers.frozen import FrozenTeacher
 from limbeck.training.balance import as_balance, require_terms
@@ -92,11 +92,7 @@ class Procedure:
         Positions are the labels that are not ignored, or the examples where labels are not whole numbers. A procedure
         whose loss is a mean over something else says so here.
         """
-        labels = batch.get("labels")
-        whole = isinstance(labels, Tensor) and not labels.is_floating_point()
-        shape = labels.shape if whole else (len(next(iter(batch.values()))),)
-        weights = positions.weights(batch, shape)
-        return float(math.prod(shape) if weights is None else weights.sum())
+        return counted_positions(batch)
 
     def kept_modules(self) -> dict[str, nn.Module]:
         """Modules whose state a checkpoint holds: `modules` and, where there is one, a teacher that changes."""
@@ -194,6 +190,11 @@ class Distil(Procedure):
         shown = {i: Loss(f, {f"balance({term.name})": f}) for i, (term, _), f in zip(losses, terms, factors)}
         return Loss(total, named_parts(losses) | named_parts(shown))
 
+    def weight(self, batch: Mapping[str, Any]) -> float:
+        """As for every procedure; unlabelled positions count where every term learns from them (`positions="all"`)."""
+        every = all(getattr(term, "positions", None) == "all" for term, _ in terms_of(self.objective))
+        return counted_positions(batch, labels=not every)
+
     def after_step(self, state: State) -> None:
         tell(self.connectors.values(), state)
         if self.weigher is not None:
@@ -224,6 +225,15 @@ class Supervised(Distil):
         if not isinstance(objective, Objective) and callable(getattr(objective, "loss", None)):
             objective = TaskLoss(objective)
         super().__init__(model, None, objective)
+
+
+def counted_positions(batch: Mapping[str, Any], labels: bool = True) -> float:
+    """How many positions of a batch count, weighted by `sample_weight`: tokens or examples. labels: leave out those labelled -100."""
+    given = batch.get("labels")
+    whole = isinstance(given, Tensor) and not given.is_floating_point()
+    shape = given.shape if whole else (len(next(iter(batch.values()))),)
+    weights = positions.weights(batch, shape, labels)
+    return float(math.prod(shape) if weights is None else weights.sum())
 
 
 def tell(connectors: Iterable[nn.Module], state: State) -> None:

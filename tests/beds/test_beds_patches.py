@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limbeck.beds.patches import NEGATIVES, PATCHES, Negative
+from limbeck.beds.patches import NEGATIVES, PATCHES, UNIT_PATCHES, Negative
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.objectives import Hint
@@ -44,13 +44,23 @@ def test_the_digest_tells_settings_apart():
     assert len({bed.digest() for bed in (TINY, replace(TINY, patch=2), replace(TINY, negatives=False))}) == 3
 
 
+def test_networks_may_begin_with_unit_variance_and_a_teacher_is_tuned_once(tmp_path):
+    bed = replace(TINY, unit_start=True, negatives=False)
+    assert bed.network(1, 16).positions.std() > 0.7 > 10 * TINY.network(1, 16).positions.std()
+    first, again = (bed.fine_tuned(run(tmp_path, seed)) for seed in (0, 1))
+    masked = bed.masked(run(tmp_path))
+    assert torch.equal(first.patches.weight, again.patches.weight)
+    assert not torch.equal(first.patches.weight, masked.patches.weight)
+    assert not torch.equal(masked.patches.weight, TINY.masked(run(tmp_path)).patches.weight)
+
+
 def test_a_negative_turns_images_over():
     model, x = TINY.network(1, 8).eval(), torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(Negative(model)(x), model(-x))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bed", [PATCHES, NEGATIVES], ids=lambda bed: bed.name)
+@pytest.mark.parametrize("bed", [PATCHES, UNIT_PATCHES, NEGATIVES], ids=lambda bed: bed.name)
 def test_the_reference_reaches_what_it_promises(bed):
     found = bed.reference(Run(0, "test"))
     for metric, (low, high) in bed.expects.items():

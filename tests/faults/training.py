@@ -134,6 +134,20 @@ FAULTS = [
         "tests/test_signals.py",
     ),
     (
+        "sparse tuning: the least changed weights move",
+        "training/sparse_tuning.py",
+        "everything.sort(descending=True, stable=True)",
+        "everything.sort(stable=True)",
+        "tests/training/test_training_sparse_tuning.py",
+    ),
+    (
+        "sparse tuning: masks upside down",
+        "training/sparse_tuning.py",
+        "torch.where(mask, parameter, self.start[name])",
+        "torch.where(mask, self.start[name], parameter)",
+        "tests/training/test_training_sparse_tuning.py",
+    ),
+    (
         "communication: the second round repeats the first",
         "training/communication.py",
         "spoken = answer",
@@ -293,5 +307,19 @@ FAULTS = [
         "self.student.answer(tokens, plain=True)",
         "self.student.answer(tokens)",
         "tests/training/test_training_prototypes.py",
+    ),
+    (
+        "joint: weights are not used",
+        "training/joint.py",
+        "self.weights.get(name, 1.0) * loss.value",
+        "loss.value",
+        "tests/training/test_training_joint.py",
+    ),
+    (
+        "joint: a shared module counts twice",
+        "training/joint.py",
+        " if id(module) not in known",
+        "",
+        "tests/training/test_training_joint.py",
     ),
 ]

@@ -2,6 +2,20 @@
 
 FAULTS = [
     (
+        "trimmed vocabulary: rows in the order they were named",
+        "pruning/vocabulary.py",
+        "kept = sorted({*used, *self.always})",
+        "kept = list(dict.fromkeys([*used, *self.always]))",
+        "tests/pruning/test_vocabulary.py",
+    ),
+    (
+        "trimmed vocabulary: padding counts",
+        "pruning/vocabulary.py",
+        "seen = ids.flatten() if mask is None else ids[mask.bool()]",
+        "seen = ids.flatten()",
+        "tests/pruning/test_vocabulary.py",
+    ),
+    (
         "zero point sign",
         "quantization/grids.py",
         "zero = (grid.low - torch.round(low / scale.float()))",

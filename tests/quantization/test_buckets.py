@@ -4,7 +4,8 @@ from torch import nn
 
 from limbeck.errors import DataError, UsageError
 from limbeck.quantization import Bucketed, BucketQuantizer, on_buckets, store, stored_bytes
-from limbeck.quantization.buckets import nearest, on_levels, quantile_levels, straight_through, uniform_levels
+from limbeck.quantization.buckets import nearest, on_levels, quantile_levels, uniform_levels
+from limbeck.quantization.straight_through import straight_through
 
 
 def naive(x, levels, size):

@@ -18,6 +18,7 @@ from limbeck.objectives.base import Loss
 from limbeck.teachers import AveragedTeacher
 from limbeck.training import Distil, Procedure, Supervised, TaskLoss, Trainer, TrainingConfig
 from limbeck.training.optimizers import parameter_groups
+from limbeck.training.procedures import State
 from limbeck.training.schedules import rate_factor
 from limbeck.training.watch import Watch
 
@@ -83,6 +84,26 @@ def test_pieces_count_by_positions_that_count():
     assert procedure.weight({"pixel_values": torch.ones(5, 1), "labels": torch.rand(5, 3)}) == 5
     weight = torch.tensor([0.5, 2.0])
     assert procedure.weight({"pixel_values": torch.ones(2, 1), "sample_weight": weight}) == 2.5
+
+
+@pytest.mark.parametrize("counted", ["labelled", "all"])
+def test_pieces_without_labels_count_where_they_teach(counted):
+    """Accumulated over two pieces, one of which has no label, the gradient is that of the whole batch."""
+    teacher, student = tiny_model(dropout=0, norm=False), tiny_model(dropout=0, norm=False)
+    for parameter in teacher.parameters():
+        parameter.data.mul_(-0.7)
+    procedure = Distil(student, teacher, SoftTargets(positions=counted))
+    batch = next(iter(TinyTask().batches("train", 8)))
+    batch["labels"] = torch.full_like(batch["labels"], -100).index_fill(0, torch.arange(4), 1)
+    pieces = [{k: v[:4] for k, v in batch.items()}, {k: v[4:] for k, v in batch.items()}]
+    procedure.prepare(batch, torch.device("cpu"))
+    state = State(0, 1, 0.0, 0, torch.device("cpu"))
+    whole = procedure.step(batch, state)["main"].value
+    parts = [(procedure.weight(piece), procedure.step(piece, state)["main"].value) for piece in pieces]
+    assert [weight for weight, _ in parts] == ([4, 4] if counted == "all" else [4, 0])
+    assert float(sum(w * v.detach() for w, v in parts) / sum(w for w, _ in parts)) == pytest.approx(
+        float(whole.detach()), abs=1e-6
+    )
 
 
 def test_generators_of_the_caller_are_left_as_they_were():
