@@ -34,6 +34,7 @@ from limbeck.quantization.named_grids import named
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.shards import Shards, empty, round_shards
+from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "Reparameterize",
     "Rotate",
     "Shards",
+    "ScoredBits",
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
@@ -86,6 +88,7 @@ __all__ = [
     "named",
     "normalize_inputs",
     "on_buckets",
+    "outlier_score",
     "packed_from_bytes",
     "packed_to_bytes",
     "plain_kernels",

@@ -92,26 +92,13 @@ class MixedPrecision:
         if not widths:
             return Quantize(bits=IDENTITY_BITS).plan(model)
         plan = dataclasses.replace(self.quantize, bits=widths[0], rounding="nearest").plan(model, task)
-        entries = plan.decisions["modules"]
-        weights = {
-            width: dataclasses.replace(self.quantize, bits=width).specification.to_json()["weight"] for width in widths
-        }
         choices = {
-            path: {width: {**entry, "weight": weights[width]} for width in widths} for path, entry in entries.items()
+            path: {width: at_width(self.quantize, entry, width) for width in widths}
+            for path, entry in plan.decisions["modules"].items()
         }
         found = self.choose(model, task, choices)
-        chosen = {path: width for path, width in found.choice.items() if width != IDENTITY_BITS}
-        left = {path: "the allocation keeps it in float" for path in entries if path not in chosen}
-        modules = {path: choices[path][width] for path, width in chosen.items()}
-        quantizers = {path: Specification.from_json(entry).quantizer for path, entry in modules.items()}
-        decisions = {
-            **plan.decisions,
-            **self.quantize.rounded(model, task, quantizers),
-            "modules": modules,
-            "left_alone": {**plan.decisions["left_alone"], **left},
-            "allocation": {"cost": found.cost, "loss": found.loss},
-        }
-        return Plan(KIND, decisions)
+        note = {"cost": found.cost, "loss": found.loss}
+        return with_bits(self.quantize, model, task, plan, found.choice, allocation=note)
 
     def choose(self, model: nn.Module, task: Any, choices: Mapping[str, Mapping[int, Any]]) -> Allocation:
         """The width of every layer, from {path: {width: entry of a plan}}."""
@@ -174,3 +161,20 @@ class MixedPrecision:
             weight, change = (float_weight_of(model.get_submodule(path), w) for w in (own[path], value - own[path]))
             found[path, width] = output_noise(change, weight, seen[path].gram) if path in seen else 0.0
         return found
+
+
+def at_width(quantize: Quantize, entry: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """An entry of a quantization plan with weights of another width."""
+    return {**entry, "weight": dataclasses.replace(quantize, bits=width).specification.to_json()["weight"]}
+
+
+def with_bits(
+    quantize: Quantize, model: nn.Module, task: Any, plan: Plan, bits: Mapping[str, int], **more: Any
+) -> Plan:
+    """A plan with the widths of `bits` by path (32: the layer stays in float), rounded as `quantize` says. more: decisions to record."""
+    entries = plan.decisions["modules"]
+    modules = {path: at_width(quantize, entries[path], width) for path, width in bits.items() if width != IDENTITY_BITS}
+    quantizers = {path: Specification.from_json(entry).quantizer for path, entry in modules.items()}
+    left = {path: "the allocation keeps it in float" for path in entries if path not in modules}
+    changed = {"modules": modules, "left_alone": {**plan.decisions["left_alone"], **left}, **more}
+    return Plan(KIND, {**plan.decisions, **quantize.rounded(model, task, quantizers), **changed})

@@ -29,4 +29,8 @@ FAULTS = [
     ("reparameterization: shift sign", "quantization/equivalence/reparameterize.py", "shifts[fold.source] = -scale * (zero - middle)", "shifts[fold.source] = scale * (zero - middle)", "tests/quantization/test_activations.py"),
     ("reparameterization: zero points of another range", "quantization/equivalence/reparameterize.py", "torch.round(-low / scale)", "torch.round(low / scale)", "tests/quantization/test_activations.py"),
     ("RepQuant: calibrated ranges kept", "quantization/equivalence/reparameterize.py", 'folded.decisions["ranges"].get(path, entry["input"])', 'entry["input"]', "tests/quantization/test_activations.py"),
+    ("outlier score over the other axis", "quantization/scored_bits.py", "size.amax(0)[mean > 0]", "size.amax(1)[mean > 0]", "tests/quantization/test_scored_bits.py"),
+    ("scored bits: lowest first", "quantization/scored_bits.py", "tuple(-s for s in scores[path])", "tuple(s for s in scores[path])", "tests/quantization/test_scored_bits.py"),
+    ("importance without the residual", "quantization/scored_bits.py", "F.cosine_similarity(x, x + branch, dim=-1)", "F.cosine_similarity(x, branch, dim=-1)", "tests/quantization/test_scored_bits.py"),
+    ("batch-norm images: variance for deviation", "datasets/batch_norm_images.py", "(norm.running_var + norm.eps).sqrt()", "(norm.running_var + norm.eps)", "tests/datasets/test_batch_norm_images.py"),
 ]  # fmt: skip

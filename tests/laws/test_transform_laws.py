@@ -42,6 +42,7 @@ from limbeck.quantization import (
     Reparameterize,
     RepQuant,
     Rotate,
+    ScoredBits,
     SmoothQuant,
 )
 from limbeck.signals import call, first_tensor
@@ -106,6 +107,7 @@ TRANSFORMS = {
     "QuantizeSoftmax": (QuantizeSoftmax(batch_size=4), None, True),
     "Reparameterize": (Reparameterize(batch_size=4), Reparameterize(batch_size=4), True),
     "RepQuant": (RepQuant(8, 8, 8, batch_size=4), None, False),
+    "ScoredBits": (ScoredBits(("shared", "outliers"), average_bits=3), None, False),
     "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
