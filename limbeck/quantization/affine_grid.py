@@ -73,7 +73,8 @@ class AffineGrid(Grid):
         scale = as_stored(
             torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale)), scale_type
         )
-        return scale, low.to(SCALE_TYPES[scale_type])
+        kind = SCALE_TYPES[scale_type]
+        return scale, low.clamp(-torch.finfo(kind).max, torch.finfo(kind).max).to(kind)
 
     def nearest(self, x: Tensor, scale: Tensor, offset: Tensor, granularity: Granularity) -> Tensor:
         """Codes uint8 (...) of x (...)."""
