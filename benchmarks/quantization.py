@@ -99,9 +99,9 @@ def case(rows: int, columns: int):
     return weight, (hessian + hessian.T) / 2, quantizer, *quantizer.parameters(weight)
 
 
-def clock(run):
+def clock(run, *given):
     began = time.perf_counter()
-    out = run()
+    out = run(*given)
     return time.perf_counter() - began, out
 
 
@@ -111,9 +111,9 @@ def layers(rounds: int) -> list[dict]:
         weight, hessian, quantizer, scale, zero = case(rows, columns)
         ours_time, their_time = [], []
         for _ in range(rounds):
-            seconds, (codes, s, z) = clock(lambda: gptq(weight, hessian, quantizer))
+            seconds, (codes, s, z) = clock(gptq, weight, hessian, quantizer)
             ours_time.append(seconds)
-            seconds, rounded = clock(lambda: theirs(weight, hessian, scale, zero, GROUP))
+            seconds, rounded = clock(theirs, weight, hessian, scale, zero, GROUP)
             their_time.append(seconds)
         ours = quantizer.decode(quantizer.pack(codes, s, z))
         nearest = quantizer.decode(quantizer.encode(weight))
@@ -206,7 +206,7 @@ def whole(rounds: int) -> dict:
     errors = {}
     for _ in range(rounds):
         for name, run in sides.items():
-            seconds, made = clock(lambda run=run: run(copy.deepcopy(model)))
+            seconds, made = clock(run, copy.deepcopy(model))
             found[name].append(seconds)
             errors[name] = ((logits(made) - expected).square().mean() / expected.var()).item()
     plain = Quantize(bits=BITS, weights=GROUP, activations=None, scale_type="float32", ignore="lm_head")

@@ -47,7 +47,7 @@ class ImageBed(TaughtBed):
     spaced over it; None: all. teacher_train: how many the teacher is trained on. student, teacher: `Network`.
     training, teacher_training: `TrainingConfig`. imbalance: above 1, class sizes of every train split fall exponentially, the largest
     that many times the smallest; measurements then name the rarest and the most frequent third of the classes too. groups: classes
-    that are taken as one, see `ImageClassification`.
+    that are taken as one, only: classes that are kept, see `ImageClassification`.
 
     What an arm needs:
 
@@ -74,6 +74,7 @@ class ImageBed(TaughtBed):
     imbalance: float = 1.0
     groups: tuple[tuple[int, ...], ...] = ()
     region: tuple[float, float] | None = None
+    only: tuple[int, ...] = ()
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def task(self, train: int | None = None) -> ImageClassification:
@@ -81,10 +82,10 @@ class ImageBed(TaughtBed):
         counts = {"train": train or self.train, "validation": self.validation, "test": self.test}
         counts = tuple((split, count) for split, count in counts.items() if count)
         settings = (self.size, self.channels, self.mean, self.std, self.crop, counts)
-        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region)
+        return _task(self.dataset, *settings, self.imbalance, self.groups, self.region, self.only)
 
     def _make(self, network: Network) -> nn.Module:
-        return network.make(self.channels, len(self.groups) or 10)
+        return network.make(self.channels, len(self.groups) or len(self.only) or 10)
 
     def digest(self) -> str:
         return digest({"data": self.task().digest(), "settings": self.settings()})
@@ -96,7 +97,7 @@ class ImageBed(TaughtBed):
 
     def settings(self) -> dict[str, Any]:
         own = super().settings()
-        for later in ("imbalance", "groups", "region"):  # beds without them keep the digests they had before
+        for later in ("imbalance", "groups", "region", "only"):  # beds without them keep the digests they had before
             if own[later] == type(self).__dataclass_fields__[later].default:
                 del own[later]
         return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
@@ -220,8 +221,17 @@ def _task(
     imbalance: float,
     groups: tuple[tuple[int, ...], ...],
     region: tuple[float, float] | None,
+    only: tuple[int, ...],
 ) -> ImageClassification:
-    settings = {"size": size, "channels": channels, "mean": mean, "std": std, "crop": crop, "region": region}
+    settings = {
+        "size": size,
+        "channels": channels,
+        "mean": mean,
+        "std": std,
+        "crop": crop,
+        "region": region,
+        "only": only,
+    }
     return ImageClassification(dataset, examples=dict(counts), imbalance=imbalance, groups=groups, **settings)
 
 

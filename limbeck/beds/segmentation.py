@@ -138,7 +138,7 @@ CAMVID = SegmentationBed(
     crop=4,
     student=Network((16, 32, 64), stride=4),
     teacher=Network((24, 48, 96, 128)),
-    training=_schedule(400, 1e-2),
+    training=_schedule(300, 1e-2),
     teacher_training=_schedule(1500, 3e-3, "bf16"),
     expects={},
 )

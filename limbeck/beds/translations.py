@@ -95,9 +95,10 @@ def _captions(
 class TranslationBed(Bed):
     """Captions in several languages, cut to `length` tokens of one byte-pair vocabulary.
 
-    languages: columns of the data set, "rot13 fr" for French respelled. count: captions that are read. held: the last of them are for validation and test. labelled:
-    so many captions of the source language have labels. depth, width, heads: of the multilingual encoder. Steps: of its training on
-    pairs of translations; and of one's fine-tuning on labels. Networks begin with `unit_variance`.
+    languages: columns of the data set, "rot13 fr" for French respelled. count: captions that are read. held: the last of them are for
+    validation and test. labelled: so many captions of the source language have labels. depth, width, heads: of the multilingual encoder.
+    embeddings: their deviation at first, beside `unit_variance` of everything else; of 1 they would move too slowly. Steps: of its
+    training on pairs of translations; and of one's fine-tuning on labels.
 
         bed.pairs(languages), bed.texts(languages)    translations; captions without labels, each in one of the languages
         bed.topics(language)                          the task; only in the source language anybody trains on its labels
@@ -112,17 +113,17 @@ class TranslationBed(Bed):
     source: str = "en"
     vocabulary: int = 6000
     length: int = 20
-    count: int = 20000
-    held: int = 7000
+    count: int = 14000
+    held: int = 5000
     labelled: int = 1000
     depth: int = 4
     width: int = 64
     heads: int = 4
     embeddings: float = 0.1
-    translating_steps: int = 1500
-    tuning_steps: int = 200
+    translating_steps: int = 1000
+    tuning_steps: int = 130
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def captions(self) -> _Captions:

@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    "BatchNormMatching": "batch_norm_images",
     "CharacteristicMatching": "synthesize",
     "ClassGaussians": "pseudo",
     "DistributionCondensation": "synthesize",
@@ -15,6 +16,7 @@ _NAMES = {
     "highest_per_class": "select",
     "perturbed": "pseudo",
     "select_per_class": "synthesize",
+    "noise_images": "batch_norm_images",
     "without_copies": "select",
 }
 __all__ = list(_NAMES)

@@ -16,7 +16,12 @@ maps, hidden states, soft targets at T = 1). Measured on the domain: the loss on
 tells the eight languages from the frozen state that 400 labelled windows have (`probe`).
 Deviations: the hidden states pass through a learned projection, since the student is narrower (the paper's keeps the width and begins with
 every other layer of its teacher); 30 % of the tokens are masked. Every arm chooses its rate among two on the validation split; nothing
-else was tried.
+else was tried, and one run was made.
+What came out: both routes are far better than general text only, and the student tells the languages apart about as well as its special
+teacher (probe 0.46 of 0.47). The special teacher and no teacher tie: 1000 steps each on general and
+special texts make a teacher that knows little more than its student learns by itself. Route (b) is behind masked tokens of the domain
+alone, because at equal steps its general half is taken from the domain, whose texts are not scarce here; the paper's students came
+distilled already and cost nothing.
 """
 
 from __future__ import annotations

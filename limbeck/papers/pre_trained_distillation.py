@@ -9,7 +9,7 @@ method needs no training code of its own. Read: the abstract and public notes on
 Pieces: `SoftTargets(1)` (the paper's cross-entropy up to the teacher's entropy: the same gradient), `MaskedLanguageModelling`.
 
 Here: the language of 32 characters, one of 32 languages in Latin letters, with 200 labels. A teacher of two layers, pre-trained for 2000
-steps, then trained on the labels; students of one layer and the same width, pre-trained for 1000. Transfer set: all 7,780 train windows
+steps, then trained on the labels; students of one layer and the same width, pre-trained for 1000. Transfer set: all 14,788 train windows
 without labels, the very texts of pre-training. All arms train for as many steps after pre-training, which is no cost of an arm: the
 student's pre-trained weights are made once for each seed and shared, as published ones are. Baseline: distillation without
 pre-training. Control: pre-training, then labels. Others: the pre-trained teacher's first layer, distilled; the transfer set cut to the

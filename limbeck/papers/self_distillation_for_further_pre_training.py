@@ -12,11 +12,15 @@ both losses move the weights in one step, as here.
 Pieces: `Joint`, `OnViews`, `unhidden`, `Hint("head:input", loss="half_squared_norm")` with weight 2, `parameter_distance`.
 
 Here: theta_0 predicts masked tokens of 24 languages; the target is eight Romance languages, 1000 windows of 32 characters without
-labels, 80 of them labelled. Both stages take 150 steps (`method`). Baseline: further pre-training for as many steps in all, 300,
+labels, and 80 labelled ones. Both stages take 150 steps (`method`). Baseline: further pre-training for as many steps in all, 300,
 at a rate chosen among two like the method's. Control: fine-tuning theta_0. Others: further pre-training for 150 steps only, which
 is the teacher itself. All arms fine-tune alike. `distance`: |theta - theta_0| of the encoder before fine-tuning.
 Deviations: text in place of images (the paper has both), whose vector is the mean of the last normalized states, this encoder having no
-class token. Nothing else was tuned or tried.
+class token. Nothing else was tuned or tried, and one run was made.
+What came out: self-distillation beats fine-tuning alone, by 3.5 points, and is not told from its own teacher, nor from further pre-training
+for as many steps, which is ahead by 2.9 on average. Here further pre-training does not overfit: 300 steps are better than 150 (0.54 to 0.50), so there is
+nothing to regularize. The fresh copy ends nearer to the start than further pre-training of 300 steps and farther than its teacher of
+150, whose rate is the same: two losses move it in place of one.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
+from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
@@ -77,6 +78,8 @@ __all__ = [
     "Rotate",
     "SmoothQuant",
     "TernaryGrid",
+    "TuneCodes",
+    "finish_codes",
     "finish_qat",
     "kernel_table",
     "named",
@@ -88,4 +91,5 @@ __all__ = [
     "prepare_qat",
     "store",
     "stored_bytes",
+    "tune_codes",
 ]

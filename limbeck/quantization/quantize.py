@@ -367,7 +367,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             raise ArtifactError(f"the quantization plan's data lack {path!r}")
         made = quantized(module, specification, packed)
         if rounded and packed is None:
-            made.weight_scale.fill_(torch.nan)
+            for name, value in made._buffers.items():
+                if name.startswith("weight_") and value.is_floating_point():
+                    value.fill_(torch.nan)
         replace(model, path, made)
     for name, text in plan.decisions.get("data", {}).get("parameters", {}).items():
         try:

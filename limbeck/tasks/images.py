@@ -37,6 +37,8 @@ class ImageClassification(Classification):
     examples: how many examples of a split to keep at most, evenly spaced over the file, as {"train": 5000}; the others are
         never decoded. Statistics are then those of the examples that are kept.
     imbalance: above 1, the train split is thinned to a long tail, see `limbeck.datasets.imbalance.long_tailed`.
+    only: classes that are kept, as numbered in the data, such as [5, 6, 7, 8, 9]; they are numbered anew, in this order, and `examples`
+        counts theirs. By default all.
     groups: classes that are taken as one, [[0, 2, 4], [1, 3]] say; every class is named once.
 
     Batches: pixel_values float32 (B, C, H, W), labels int64 (B,), index. Raises DataError for data that do not fit.
@@ -64,6 +66,7 @@ class ImageClassification(Classification):
         imbalance: float = 1.0,
         groups: Sequence[Sequence[int]] = (),
         region: Sequence[float] | None = None,
+        only: Sequence[int] = (),
     ):
         self.dataset = dataset
         preset = AUGMENTATION.get(Path(dataset).name, (0, False))
@@ -82,6 +85,7 @@ class ImageClassification(Classification):
         self.augmentation = f"crop {self.crop}, flip {str(bool(self.flip)).lower()}"
         if self.region:
             self.augmentation += f", region {self.region[0]} to {self.region[1]}"
+        self._only = tuple(only)
         self._scale = 255.0
         if dataset == "digits":
             self._load_digits()
@@ -111,6 +115,20 @@ class ImageClassification(Classification):
         self._data = {split: (images, number[labels]) for split, (images, labels) in self._data.items()}
         self.classes = tuple(" ".join(self.classes[label] for label in group) for group in groups)
 
+    def _kept(self, names: tuple[str, ...], labels: Tensor) -> tuple[tuple[str, ...], Tensor]:
+        """The classes that are kept and labels numbered by them, -1 where a class is left out."""
+        if not self._only:
+            return names, labels
+        if (
+            len(self._only) < 2
+            or len(set(self._only)) < len(self._only)
+            or not set(self._only) <= set(range(len(names)))
+        ):
+            raise UsageError(f"only={self._only!r}: two or more of the classes 0 to {len(names) - 1}, each once")
+        number = torch.full((len(names),), -1, dtype=torch.long)
+        number[list(self._only)] = torch.arange(len(self._only))
+        return tuple(names[label] for label in self._only), number[labels]
+
     def _load_digits(self) -> None:
         from sklearn.datasets import load_digits
 
@@ -124,7 +142,9 @@ class ImageClassification(Classification):
         rest = torch.tensor(rest)
         positions = {"train": rest[kept], "validation": rest[validation], "test": torch.tensor(test)}
         self._data = {}
+        self.classes, labels = self._kept(self.classes, labels)
         for split, at in positions.items():
+            at = at[labels[at] >= 0]
             at = at[subset(len(at), self.examples.get(split))]
             self._data[split] = (images[at], labels[at])
 
@@ -138,8 +158,12 @@ class ImageClassification(Classification):
         if "validation" not in found:
             kept, held = holdout(labels["train"].tolist(), share, "validation")
             sources |= {"train": ("train", torch.tensor(kept)), "validation": ("train", torch.tensor(held))}
+        names = self.classes
+        for split in found:
+            self.classes, labels[split] = self._kept(names, labels[split])
         self._data = {}
         for split, (source, rows) in sources.items():
+            rows = rows[labels[source][rows] >= 0]
             rows = rows[subset(len(rows), self.examples.get(split))]
             chosen = found[source] if len(rows) == len(found[source]) else found[source].select(rows.tolist())
             pixels = decode(chosen, image, f"split {source!r} of data set {self.dataset!r}", size, channels)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from limbeck.beds.text import AG_NEWS, SST2, TextBed
+from limbeck.beds.text import AG_NEWS, LANGUAGE_WINDOWS, SST2, TextBed
 from limbeck.datasets.load import find_folder
 from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
@@ -43,8 +43,25 @@ def test_pre_trained_encoders_are_shared_by_beds_that_differ_in_labels(run):
         TINY.pretrained(run)
 
 
+@pytest.mark.skipif(find_folder("udhr") is None, reason="data set udhr (make data)")
+def test_windows_of_some_languages_share_the_vocabulary_of_all(run):
+    some = dataclasses.replace(LANGUAGE_WINDOWS, languages=("dan", "eng", "swe"), width=16, pretraining=1)
+    task = some.task()
+    assert task.classes == ("dan", "eng", "swe") and len(LANGUAGE_WINDOWS.task().classes) == 32
+    assert task.tokenizer is LANGUAGE_WINDOWS.task().tokenizer
+    batch = next(task.batches("test", 500))
+    texts = task.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert max(map(len, texts)) <= 2 * some.length and any("everyone" in text for text in texts)
+    assert (batch["labels"].bincount() > 30).all()
+    model = some.pretrained_masked(run)
+    assert model.encoder.tokens.weight.std().item() == pytest.approx(0.25, rel=0.05)  # 1 / sqrt(width)
+    own = some.masked_model(some.encoder())
+    some.fit_masked(run, own, SoftTargets(2.0), model, steps=1, learning_rate=1e-3, limit=64)
+    assert run.costs == {"steps": 1, "samples": 64} and some.measure_masked(run, own)["loss"] > 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bed", [AG_NEWS, SST2], ids=lambda bed: bed.name)
+@pytest.mark.parametrize("bed", [AG_NEWS, SST2, LANGUAGE_WINDOWS], ids=lambda bed: bed.name)
 def test_the_reference_reaches_what_the_bed_expects(bed, tmp_path):
     measured = bed.reference(Run(0, "test", store=Store(tmp_path)))
     low, high = bed.expects["accuracy"]

@@ -99,4 +99,11 @@ FAULTS = [
         "[images, masks[:, None]], 1), self.crop, self.flip, augment)\n            images, masks = moved[:, :3], moved[:, 3]",
         "tests/tasks/test_tasks_segmentation.py",
     ),
+    (
+        "unhidden texts: tokens stay hidden",
+        "tasks/masked.py",
+        "restored[rows, place[counted]] = labels[counted]",
+        "restored[rows, place[counted]] = ids[rows, place[counted]]",
+        "tests/tasks/test_tasks_masked.py",
+    ),
 ]

@@ -36,4 +36,18 @@ FAULTS = [
         "counted = labels >= IGNORED",
         "tests/measure/test_segmentation_metrics.py",
     ),
+    (
+        "linear probe: tested features are not brought to scale",
+        "measure/probe.py",
+        "(x - centre) / scale, (other - centre) / scale",
+        "(x - centre) / scale, other",
+        "tests/measure/test_measure_probe.py",
+    ),
+    (
+        "parameter distance: sum of absolute values",
+        "measure/alignment.py",
+        ".square().sum().item() for a, b in pairs)",
+        ".abs().sum().item() for a, b in pairs)",
+        "tests/measure/test_measure_probe.py",
+    ),
 ]

@@ -178,4 +178,11 @@ FAULTS = [
         "sort(-1, descending=False)",
         "tests/objectives/test_mapping.py",
     ),
+    (
+        "masked tokens: padding counts",
+        "objectives/positions.py",
+        "mask = mask.gather(1, chosen)",
+        "mask = torch.ones_like(chosen)",
+        "tests/tasks/test_tasks_masked.py",
+    ),
 ]

@@ -308,4 +308,18 @@ FAULTS = [
         "self.student.answer(tokens)",
         "tests/training/test_training_prototypes.py",
     ),
+    (
+        "joint: weights are not used",
+        "training/joint.py",
+        "self.weights.get(name, 1.0) * loss.value",
+        "loss.value",
+        "tests/training/test_training_joint.py",
+    ),
+    (
+        "joint: a shared module counts twice",
+        "training/joint.py",
+        " if id(module) not in known",
+        "",
+        "tests/training/test_training_joint.py",
+    ),
 ]

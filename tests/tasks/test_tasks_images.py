@@ -248,3 +248,21 @@ def test_classes_taken_as_one():
     for wrong in (((0, 1),), ((0, 1), (1, 2, 3, 4, 5, 6, 7, 8, 9)), ((0,), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10))):
         with pytest.raises(UsageError, match="groups"):
             ImageClassification("digits", groups=wrong)
+
+
+def test_classes_that_are_kept_are_numbered_anew(folder):
+    whole, some = ImageClassification("digits"), ImageClassification("digits", only=[7, 2, 5], examples={"train": 50})
+    assert some.classes == ("7", "2", "5") and some.size("train") == 50
+    kept = [row for row, label in enumerate(whole._data["test"][1].tolist()) if label in (7, 2, 5)]
+    images, labels = some._data["test"]
+    assert torch.equal(images, whole._data["test"][0][kept])
+    assert [(7, 2, 5)[label] for label in labels.tolist()] == whole._data["test"][1][kept].tolist()
+    own = ImageClassification(str(folder), only=[2, 0])
+    assert own.classes == ("owl", "cat") and set(own._data["train"][1].tolist()) == {0, 1}
+    assert own.class_counts("test") == (3, 3)
+
+
+@pytest.mark.parametrize("only", [(1,), (1, 1), (1, 10), (-1, 2)])
+def test_kept_classes_that_are_none_are_refused(only):
+    with pytest.raises(UsageError, match="each once"):
+        ImageClassification("digits", only=only)

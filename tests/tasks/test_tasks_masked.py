@@ -5,7 +5,10 @@ import torch
 from limbeck.errors import UsageError
 from limbeck.models import encoder
 from limbeck.models.encoder import MaskedLanguageModel
+from limbeck.objectives import CrossEntropy, SoftTargets
+from limbeck.signals import Signals
 from limbeck.tasks import LanguageModelling, MaskedLanguageModelling, TextClassification
+from limbeck.tasks.masked import unhidden
 from limbeck.training.config import TrainingConfig
 from limbeck.training.procedures import Supervised
 from limbeck.training.trainer import Trainer
@@ -84,3 +87,32 @@ def test_refusals(task):
         MaskedLanguageModelling(task.source, share=1.0)
     with pytest.raises(UsageError, match="tokenizer with a mask token"):
         MaskedLanguageModelling(LanguageModelling.__new__(LanguageModelling))
+
+
+def test_unhidden_texts_are_the_source(task):
+    batch = next(task.batches("train", 60, seed=3, augment=True))
+    found, plain = unhidden(batch), task.source._examples("train", batch["index"], None)
+    assert set(batch) - set(found) == {"masked", "labels"}
+    assert not torch.equal(batch["input_ids"], plain["input_ids"])
+    assert torch.equal(found["input_ids"], plain["input_ids"])
+
+
+def test_losses_on_masked_tokens_count_exactly_those(task):
+    """Logits (B, M) of the masked positions: an objective is the naive mean over the tokens that were hidden."""
+    batch = next(task.batches("train", 60))
+    ours, theirs = (torch.randn(*batch["labels"].shape, 20, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    labels = batch["labels"].clamp_max(19)
+    batch["labels"] = labels
+    rows = [(b, m) for b in range(labels.shape[0]) for m in range(labels.shape[1]) if labels[b, m] != -100]
+    assert len(rows) < labels.numel()
+    soft, hard = 0.0, 0.0
+    for b, m in rows:
+        p, log_q = (theirs[b, m] / 2).softmax(-1), (ours[b, m] / 2).log_softmax(-1)
+        soft += 4 * (p * (p.log() - log_q)).sum() / len(rows)
+        hard -= ours[b, m].log_softmax(-1)[labels[b, m]] / len(rows)
+    student, teacher = Signals({"logits": ours}), Signals({"logits": theirs})
+    torch.testing.assert_close(SoftTargets(2.0)(student, teacher, batch).value, soft)
+    torch.testing.assert_close(CrossEntropy()(student, teacher, batch).value, hard)
+    padded = {**batch, "attention_mask": batch["attention_mask"] * (torch.arange(60) < 7)[:, None]}  # no token counts
+    some = {**batch, "labels": labels.where((torch.arange(60) < 7)[:, None], torch.tensor(-100))}
+    torch.testing.assert_close(*(SoftTargets(2.0)(student, teacher, b).value for b in (padded, some)))

@@ -120,3 +120,17 @@ def test_ag_news():
     task = TextClassification("ag_news", vocabulary=1000)
     assert task.classes == ("World", "Sports", "Business", "Sci/Tech") and task.size("train") == 6080
     assert task.vocabulary_size == 1000
+
+
+def test_splits_and_tokenizer_may_be_given(folder):
+    named = TextClassification(folder, tokenizer="characters", length=30)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"text": [GOOD, BAD, "zzz"], "label": [0, 1, 1]}
+    splits = {split: datasets.Dataset.from_dict(rows, features) for split in ("train", "validation", "test")}
+    task = TextClassification(splits, tokenizer=named.tokenizer, length=30)
+    assert task.vocabulary_size == named.vocabulary_size and task.classes == ("a", "b") and task.dataset == "given"
+    batch = next(task.batches("test", 3))
+    assert named.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).replace("  ", "") == GOOD
+    assert batch["labels"].tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match="data set 'given' has no split 'test'"):
+        TextClassification({"train": splits["train"]})
