@@ -114,7 +114,9 @@ def torch_form(model: nn.Module) -> str:
     rows = [row for row in layer_table(model) if row["parameters"]]
     packed = sorted({row["bits"] for row in rows if row["bits"] < 16})
     if packed:
-        return "torch " + "/".join(f"int{bits}" for bits in packed) + " weights"
+        return (
+            "torch " + "/".join(f"int{bits}" if bits == int(bits) else f"{bits:g}-bit" for bits in packed) + " weights"
+        )
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
     dtype = max(set(floating), key=floating.count) if floating else torch.float32
     return "torch " + str(dtype).removeprefix("torch.")

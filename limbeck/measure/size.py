@@ -147,10 +147,10 @@ def _owner(name: str, modules: Mapping[str, nn.Module]) -> str:
     return path
 
 
-def weight_bits(module: nn.Module, tensors: list[Tensor]) -> int:
+def weight_bits(module: nn.Module, tensors: list[Tensor]) -> float:
     """Bits per weight: the `bits` a packed module declares, else those of its largest tensor's type."""
     bits = getattr(module, "bits", None)
-    if is_packed(module) and isinstance(bits, int):
+    if is_packed(module) and isinstance(bits, (int, float)):
         return bits
     largest = max(tensors, key=lambda tensor: tensor.numel())
     return largest.element_size() * 8

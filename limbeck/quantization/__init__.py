@@ -31,6 +31,7 @@ from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
+from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.shards import Shards, empty, round_shards
@@ -68,6 +69,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PowerGrid",
+    "PyramidGrid",
     "Quantize",
     "QuantizeSoftmax",
     "QuantizedConv2d",

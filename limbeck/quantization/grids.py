@@ -269,8 +269,8 @@ class Quantizer:
                 expected[name] = (expected[name][0], kind)  # a model may be cast as a whole
         if found != expected:
             raise ArtifactError(f"the stored tensors are {found}, {self.grid} of shape {packed.shape} has {expected}")
-        for name in ("scale", "codebook"):
-            if name in tensors and not torch.isfinite(tensors[name]).all():
+        for name, value in tensors.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ArtifactError(f"a stored {name} of {self.grid} is not finite")
         self.grid.check(packed)
 

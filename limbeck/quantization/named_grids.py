@@ -27,6 +27,7 @@ from limbeck.quantization.formats import (
 from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
+from limbeck.quantization.pyramids import PyramidGrid
 
 KINDS: dict[str, type[Grid]] = {
     kind.__name__: kind
@@ -43,6 +44,7 @@ KINDS: dict[str, type[Grid]] = {
         BinarySum,
         CodebookGrid,
         LatticeGrid,
+        PyramidGrid,
         FourthRootGrid,
     )
 }
@@ -69,6 +71,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "dual_binary": (BinarySum, {"terms": 2, "low": 0}, None),
     "kmeans": (CodebookGrid, {}, "index_bits"),
     "e8": (LatticeGrid, {}, "width"),
+    "pyramid": (PyramidGrid, {}, None),
     "fourth_roots": (FourthRootGrid, {}, "stages"),
 }
 

@@ -74,6 +74,18 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     return (packed.unsqueeze(-1) // _powers(packed.device) % 3).flatten(-2)[..., :count]
 
 
+def pack_wide(codes: Tensor, bits: int) -> Tensor:
+    """Codes of up to 62 bits: int64 (..., n) in [0, 2^bits) -> uint8 (..., ceil(n bits / 8)), the layout of `pack_bits`."""
+    places = torch.arange(bits, device=codes.device)
+    return pack_bits((codes.unsqueeze(-1) >> places & 1).flatten(-2), 1)
+
+
+def unpack_wide(packed: Tensor, bits: int, count: int) -> Tensor:
+    """uint8 (..., ceil(count bits / 8)) -> codes int64 (..., count)."""
+    stream = unpack_bits(packed, 1, count * bits).long().unflatten(-1, (count, bits))
+    return (stream << torch.arange(bits, device=packed.device)).sum(-1)
+
+
 def _powers(device: torch.device) -> Tensor:
     return 3 ** torch.arange(TRITS, dtype=torch.uint8, device=device)
 

@@ -28,6 +28,7 @@ from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.contract import SCALE_TYPES
 from limbeck.quantization.granularity import PerTensor, min_max
 from limbeck.quantization.grids import IntegerGrid, affine
+from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.modules import fake_quantize_rows
 from limbeck.quantization.quantize import entries, float_weight_of, output_ranges, padding_of, replace
@@ -58,7 +59,7 @@ class FakeQuantized(nn.Module):
         self.learned = learned is True or specification.learned_scale is not None
         if self.learned:
             self.weight_scale = nn.Parameter(start)
-        elif specification.method == "mse":
+        elif specification.method == "mse" and isinstance(quantizer.grid, (IntegerGrid, LevelGrid, LatticeGrid)):
             widest = dataclasses.replace(quantizer, method="minmax").encode(matrix).scale.float()
             self.register_buffer("weight_clip", start / torch.where(widest == 0, 1.0, widest))
         self.step_factor = 1.0 / math.sqrt(matrix.numel() / max(start.numel(), 1) * _positive(quantizer.grid))
@@ -240,6 +241,12 @@ def prepare_qat(
         static = specification.input
         if learned == "clip" and not (isinstance(static, InputRange) and static.zero_point < static.grid.high):
             raise UsageError(f"{path}: learned='clip' needs static inputs that reach above 0")
+        if (
+            learned is True
+            and specification.grid is not None
+            and "zero_point" in specification.quantizer.layout((2, 64))
+        ):
+            raise UsageError(f"{path}: scales of {specification.grid} cannot be learned here: it has offsets, too")
         if not specification.symmetric and (learned is True or specification.method != "minmax"):
             raise UsageError(f"{path}: asymmetric weights train with method 'minmax' and without learned scales")
     for path, module, specification in found:

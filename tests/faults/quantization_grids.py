@@ -119,6 +119,20 @@ FAULTS = [
         GRIDS,
     ),
     (
+        "pyramid: negative values numbered like positive ones",
+        "quantization/pyramids.py",
+        "torch.where(points[..., i] < 0, after[i][left - size], 0)",
+        "torch.where(points[..., i] < 0, 0 * after[i][left - size], 0)",
+        GRIDS,
+    ),
+    (
+        "pyramid: the length of the vector, not along its point",
+        "quantization/pyramids.py",
+        "along = (vectors / torch.where(each == 0, 1.0, each).unsqueeze(-1) * points).sum(-1) / points.norm(dim=-1)",
+        "along = (vectors / torch.where(each == 0, 1.0, each).unsqueeze(-1)).norm(dim=-1)",
+        GRIDS,
+    ),
+    (
         "straight through: clipped levels pass their gradient",
         "quantization/straight_through.py",
         "ratio = torch.where((ratio >= outermost[0]) & (ratio <= outermost[1]), ratio, ratio.detach())",

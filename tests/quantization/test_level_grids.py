@@ -23,7 +23,8 @@ from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup
 from limbeck.quantization.lattices import LatticeGrid, coordinates, nearest_point
 from limbeck.quantization.levels import fit_scale, search_scale
 from limbeck.quantization.named_grids import named
-from limbeck.quantization.packing import pack_trits, unpack_trits
+from limbeck.quantization.packing import pack_bits, pack_trits, pack_wide, unpack_trits, unpack_wide
+from limbeck.quantization.pyramids import PyramidGrid, count, onto_pyramid, rank, unrank
 
 
 def numbers(*shape, seed=0):
@@ -94,14 +95,21 @@ def test_trits():
     packed = pack_trits(codes)
     assert packed.shape == (243, 1) and sorted(packed.flatten().tolist()) == list(range(243))
     assert packed[-1] == 242 and pack_trits(torch.tensor([1, 0, 0, 0, 0])) == 1
-    for count in (1, 4, 5, 6, 11):
-        codes = torch.randint(0, 3, (2, 3, count), generator=torch.Generator().manual_seed(count))
-        assert torch.equal(unpack_trits(pack_trits(codes), count).long(), codes)
+    for length in (1, 4, 5, 6, 11):
+        codes = torch.randint(0, 3, (2, 3, length), generator=torch.Generator().manual_seed(length))
+        assert torch.equal(unpack_trits(pack_trits(codes), length).long(), codes)
     with pytest.raises(UsageError, match="6 trits take 2 bytes"):
         unpack_trits(torch.zeros(1, dtype=torch.uint8), 6)
     packed = Packed(torch.tensor([243], dtype=torch.uint8), torch.tensor(1.0), None, (3,))
     with pytest.raises(ArtifactError, match="no five trits"):
         Quantizer(TernaryGrid(), PerTensor(), "absmean").check(packed)
+
+
+def test_wide_codes_are_laid_out_as_narrow_ones():
+    narrow = torch.randint(0, 32, (3, 7), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pack_wide(narrow, 5), pack_bits(narrow, 5))
+    wide = torch.randint(0, 2**62, (3, 7), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unpack_wide(pack_wide(wide, 62), 62, 7), wide)
 
 
 def test_ternary_scales_are_the_papers():
@@ -273,6 +281,48 @@ def test_fourth_roots_equal_the_complex_arithmetic(stages):
     assert torch.equal(nearest_roots(roots(torch.arange(4))), torch.arange(4, dtype=torch.uint8))
 
 
+def test_the_pyramid_is_numbered_without_gaps():
+    for entries, pulses in ((1, 3), (2, 4), (3, 4), (4, 3), (5, 2)):
+        points = [
+            p for p in itertools.product(range(-pulses, pulses + 1), repeat=entries) if sum(map(abs, p)) == pulses
+        ]
+        assert count(entries, pulses) == len(points)
+        assert count(entries, pulses) == count(entries - 1, pulses) + count(entries, pulses - 1) + count(
+            entries - 1, pulses - 1
+        )
+        index = rank(torch.tensor(points), pulses)
+        assert sorted(index.tolist()) == list(range(len(points)))
+        assert torch.equal(unrank(index, entries, pulses), torch.tensor(points))
+    last = torch.tensor([count(16, 24) - 1, 0])
+    assert torch.equal(rank(unrank(last, 16, 24), 24), last)
+
+
+def test_points_lie_on_the_pyramid_near_the_direction():
+    v = numbers(300, 4, seed=8)
+    p = onto_pyramid(v, 5)
+    assert (p.abs().sum(1) == 5).all() and torch.equal(p, p.round())
+    points = torch.tensor([q for q in itertools.product(range(-5, 6), repeat=4) if sum(map(abs, q)) == 5]).float()
+    y = 5 * v / v.abs().sum(1, keepdim=True)
+    assert torch.allclose((p - y).square().sum(1), torch.cdist(y, points).square().min(1).values, atol=1e-4)
+    assert onto_pyramid(torch.zeros(2, 3), 4).tolist() == [[4.0, 0.0, 0.0]] * 2
+
+
+def test_gain_and_shape_are_stored_apart():
+    x = numbers(6, 32, seed=9)
+    q = Quantizer(PyramidGrid(8, 6, 8), PerChannel(0), "minmax")
+    packed = q.encode(x)
+    found = q.decode(packed)
+    vectors, points = x.unflatten(1, (4, 8)), onto_pyramid(x.unflatten(1, (4, 8)), 6)
+    unit = points / points.norm(dim=-1, keepdim=True)
+    step = vectors.norm(dim=-1).amax(1, keepdim=True) / 255
+    lengths = ((vectors * unit).sum(-1) / step).round() * step
+    assert torch.allclose(found, (unit * lengths.unsqueeze(-1)).flatten(1), atol=1e-5)
+    assert q.grid.bits == ((count(8, 6) - 1).bit_length() + 8) / 8
+    broken = Packed(torch.full_like(packed.codes, 255), packed.scale, None, packed.shape)
+    with pytest.raises(ArtifactError, match="none of the"):
+        q.check(broken)
+
+
 def test_bits_are_counted_as_stored():
     assert Quantizer(TernaryGrid(), PerTensor(), "absmean").encode(numbers(4, 20)).codes.numel() == 16
     packed = Quantizer(FourthRootGrid(1), PerTensor(), "mean").encode(numbers(8, 16))
@@ -299,6 +349,8 @@ def test_bits_are_counted_as_stored():
         (lambda: CodebookGrid(4, 0), "entries=0"),
         (lambda: LatticeGrid(1), "width=1"),
         (lambda: FourthRootGrid(0), "stages=0"),
+        (lambda: PyramidGrid(1), "entries=1"),
+        (lambda: PyramidGrid(32, 32), "at most 62"),
         (lambda: Quantizer(FourthRootGrid(), PerChannel(0), "mean"), "one set of scales per tensor"),
         (lambda: Quantizer(LatticeGrid(), PerGroup(12), "mse"), "multiple of 8"),
         (lambda: Quantizer(LatticeGrid(), PerChannel(1), "mse"), "axis 0"),

@@ -240,6 +240,13 @@ def test_widths_follow_the_name():
     assert named("ternary").bits == 1.6
 
 
+def test_layers_report_the_bits_that_are_stored():
+    from limbeck.measure.size import weight_bits
+
+    module = made("ternary", linear(), Examples(64))[0]
+    assert weight_bits(module, list(module.state_dict().values())) == 1.6
+
+
 def test_onnx_refuses_other_grids_by_name(tmp_path):
     from limbeck.export.qdq import export_qdq
 

@@ -133,6 +133,8 @@ CHAINS = {
     "kmeans": ({"grid": "kmeans", "bits": 2, "weights": "tensor", "activations": None}, {"learned": True}),
     "e8": ({"grid": "e8", "bits": 2, "activations": None}, {"learned": True}),
     "fourth_roots": ({"grid": "fourth_roots", "bits": 2, "weights": "tensor", "activations": None}, {}),
+    "affine_mse": ({"grid": "affine", "bits": 2, "method": "mse", "activations": None}, {}),
+    "e8_mse": ({"grid": "e8", "bits": 3, "activations": None}, {}),
     "clip": ({"grid": "ternary", "activation_bits": 4}, {"learned": "clip"}),
     "clip_integers": ({"bits": 4, "activation_bits": 4}, {"learned": "clip"}),
 }
@@ -206,5 +208,7 @@ def test_what_cannot_be_trained_is_refused():
         prepare_qat(model, Quantize().plan(model, task), learned="all")
     with pytest.raises(UsageError, match="static inputs"):
         prepare_qat(model, Quantize(activations="dynamic").plan(model), learned="clip")
+    with pytest.raises(UsageError, match="it has offsets"):
+        prepare_qat(model, Quantize(grid="affine", bits=2, activations=None).plan(model), learned=True)
     with pytest.raises(UsageError, match="no linear layer"):
         normalize_inputs(nn.Sequential(nn.ReLU()))
