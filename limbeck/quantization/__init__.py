@@ -34,8 +34,8 @@ from limbeck.quantization.named_grids import named
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
-from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
+from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
 
 __all__ = [
@@ -78,8 +78,8 @@ __all__ = [
     "RepQuant",
     "Reparameterize",
     "Rotate",
-    "Shards",
     "ScoredBits",
+    "Shards",
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
