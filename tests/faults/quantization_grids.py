@@ -189,6 +189,13 @@ FAULTS = [
         LAWS + "::test_altered_bytes_are_refused",
     ),
     (
+        "storage: a shape that the grid cannot have ends in another error",
+        "quantization/storage.py",
+        "LookupError, TypeError, UsageError, DataError, RecursionError",
+        "KeyError, TypeError, UsageError, RecursionError",
+        LAWS + "::test_a_shape_that_the_grid_cannot_have_is_refused",
+    ),
+    (
         "deviation-aware: the student's entropy left out",
         "objectives/logits/ambiguity.py",
         "(divergences.entropy(log_p) + divergences.entropy(log_q)) ** self.gamma",
