@@ -18,6 +18,10 @@ Baseline: distilled alike for as many steps on all four languages, then trimmed 
 scratch, taught as the teacher was, on the two languages, for as many steps, half or nearly all of them without blocks; phase 2 as the others,
 or on the labels, whichever is better.
 `retained` is the accuracy over the task teacher's; `size` the student's parameters over the teacher's.
+Found, over 3 seeds: with 57 % of the parameters the student keeps 99 % of its teacher's accuracy in German, 0.728, where one from scratch reaches
+0.406. That it beats one distilled on four languages (0.724) is not shown: these are few languages to share a model, and embeddings start as the
+teacher's in both. The steps are too few to learn translations from nothing; labels and nearly no steps with blocks were best for the control.
+Sparse phase 2 came out behind a dense one by 0.015, which is within its interval; the rate that was chosen is the larger of the two in all arms.
 """
 
 from __future__ import annotations
