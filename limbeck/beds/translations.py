@@ -2,6 +2,8 @@
 
 The captions of Multi30k in English, German and French, and the French ones once more in another spelling (every letter thirteen places on),
 which is a language of its own to whoever reads tokens. The task is what a caption is about; what it is about is told by words of the English one.
+What carries the task from language to language is that words and their translations come to lie close together. Without its blocks the encoder is a
+bag of words, which learns that within seconds; blocks are added to embeddings that are aligned, and a fine-tuning leaves these as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from limbeck.files import digest
 from limbeck.models.encoder import Encoder, encoder
 from limbeck.models.initialize import unit_variance
 from limbeck.tasks.custom import CustomTask
-from limbeck.training import Supervised, TrainingConfig
+from limbeck.training import SparseTuning, Supervised, TrainingConfig
 
 TOPICS = {
     "sport": "ball soccer football baseball basketball tennis game race bike bicycle skateboard surf snowboard player team",
@@ -35,6 +37,7 @@ TOPICS = {
     "music": "guitar music singing stage band playing instrument",
     "food": "food table restaurant kitchen eating cooking",
 }
+BARE = {"batch_size": 128, "learning_rate": 1e-2}  # of the training without blocks
 WORDS = {word: topic for topic, words in TOPICS.items() for word in words.split()}
 
 
@@ -83,11 +86,9 @@ def _captions(
     tokenizer = train_tokenizer([t for some in texts.values() for t in some[:seen]], "bpe", vocabulary, framed=True)
     ids, masks = {}, {}
     for language, some in texts.items():
-        whole = torch.full((len(some), length), padding_token(tokenizer))
-        mask = torch.zeros_like(whole)
-        for at, row in enumerate(tokenizer(some, truncation=True, max_length=length, verbose=False)["input_ids"]):
-            whole[at, : len(row)], mask[at, : len(row)] = torch.tensor(row), 1
-        ids[language], masks[language] = whole, mask
+        coded = tokenizer(some, truncation=True, max_length=length, verbose=False)["input_ids"]
+        ids[language] = torch.tensor([row + [padding_token(tokenizer)] * (length - len(row)) for row in coded])
+        masks[language] = (torch.arange(length) < torch.tensor([len(row) for row in coded])[:, None]).long()
     names, english = list(TOPICS), text_column(rows, dataset, "train", "en")
     topics = [topic_of(text) for text in english]
     labels = torch.tensor([-100 if topic is None else names.index(topic) for topic in topics])
@@ -104,14 +105,14 @@ class TranslationBed(Bed):
     languages: columns of the data set, "rot13 fr" for French respelled. count: captions that are read. held: the last of them are for
     validation and test. labelled: so many captions of the source language have labels. depth, width, heads: of the multilingual encoder.
     embeddings: their deviation at first, beside `unit_variance` of everything else; of 1 they would move too slowly. Steps: of its
-    training on translations, where a caption in any language is to tell which of the `words` most frequent ones its English one has;
-    and of one's fine-tuning on labels.
+    training on translations, where a caption in any language is to tell which of the `words` most frequent ones its English one has,
+    first without blocks (`bare_steps`, of 128 captions each), then with them; and of one's fine-tuning on labels.
 
         bed.translations(languages)                  captions, each in one of the languages, and their English words
         bed.texts(languages)                         the same without words
         bed.topics(language)                         the task; only in the source language anybody trains on its labels
         bed.multilingual(run)                        the encoder that learnt from translations, from the store
-        bed.aligned(run, model, languages, steps)    train an encoder on translations, in place
+        bed.aligned(run, model, languages, ...)      train an encoder on translations, in place
         bed.measure(run, model, language)            accuracy in a language
     """
 
@@ -120,19 +121,20 @@ class TranslationBed(Bed):
     languages: tuple[str, ...] = ("en", "de", "fr", "rot13 fr")
     source: str = "en"
     vocabulary: int = 4000
-    words: int = 200
+    words: int = 400
     length: int = 18
-    count: int = 14000
+    count: int = 29000
     held: int = 5000
     labelled: int = 1000
     depth: int = 4
     width: int = 64
     heads: int = 4
     embeddings: float = 0.1
-    translating_steps: int = 800
+    bare_steps: int = 1500
+    translating_steps: int = 600
     tuning_steps: int = 130
     batch_size: int = 32
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     expects: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def captions(self) -> _Captions:
@@ -194,26 +196,44 @@ class TranslationBed(Bed):
         return TrainingConfig(steps=steps, **(settings | changes))
 
     def aligned(
-        self, run: Run, model: Encoder, languages: Sequence[str], steps: int, counted: bool = True, **changes: Any
+        self,
+        run: Run,
+        model: Encoder,
+        languages: Sequence[str],
+        bare_steps: int,
+        steps: int,
+        counted: bool = True,
+        **changes: Any,
     ) -> Encoder:
-        """Train in place to tell the English words of captions in these languages; the head that does is thrown away."""
-        task, topics = self.translations(languages), model.head
+        """Train in place to tell the English words of captions in these languages; the head that does is thrown away.
+
+        bare_steps: without the blocks, which come back as they were: a bag of words learns; steps: then with them. changes: of the
+        bare steps' configuration.
+        """
+        task, topics, blocks = self.translations(languages), model.head, model.blocks
         model.head = nn.Linear(self.width, self.words).to(topics.weight.device)
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
         seed = None if counted else 0
-        run.train(Supervised(model, task), task, self.config(steps, **changes), seed=seed, counted=counted)
+        if bare_steps:
+            model.blocks = nn.ModuleList()
+            config = self.config(bare_steps, **(BARE | changes))
+            run.train(Supervised(model, task), task, config, seed=seed, counted=counted)
+            model.blocks = blocks
+        if steps:
+            run.train(Supervised(model, task), task, self.config(steps), seed=seed, counted=counted)
         model.head = topics
         return model
 
     def multilingual(self, run: Run) -> Encoder:
         """The encoder of all languages; its head is untrained."""
-        key = {"kind": "multilingual encoder", "version": 2, "data": self.translations(self.languages).digest()}
+        key = {"kind": "multilingual encoder", "version": 3, "data": self.translations(self.languages).digest()}
         key |= {"sizes": [self.depth, self.width, self.heads, self.embeddings]}
+        key |= {"bare": self.config(self.bare_steps, **BARE).to_json()}
         key |= {"training": self.config(self.translating_steps).to_json()}
 
         def train(model: Encoder) -> None:
-            self.aligned(run, model, self.languages, self.translating_steps, counted=False)
+            self.aligned(run, model, self.languages, self.bare_steps, self.translating_steps, counted=False)
 
         return run.trained(key, self.encoder, train)
 
@@ -225,9 +245,11 @@ class TranslationBed(Bed):
         )
 
     def reference(self, run: Run) -> dict[str, float]:
-        """The multilingual encoder fine-tuned on labels of the source language: accuracy there, and `other`, the mean over the others."""
-        model = copy.deepcopy(self.multilingual(run))
-        run.train(Supervised(model, self.topics(self.source)), self.topics(self.source), self.config(self.tuning_steps))
+        """The multilingual encoder, all but its embeddings fine-tuned on labels of the source language: accuracy there, and `other`,
+        the mean over the others."""
+        model, task = copy.deepcopy(self.multilingual(run)), self.topics(self.source)
+        still = {"tokens.weight": torch.zeros_like(model.tokens.weight, dtype=torch.bool)}
+        run.train(SparseTuning(Supervised(model, task), still), task, self.config(self.tuning_steps))
         found = {name: self.measure(run, model, name)["accuracy"] for name in self.languages}
         own = found.pop(self.source)
         return {"accuracy": own, "other": sum(found.values()) / len(found)} | {
@@ -235,4 +257,4 @@ class TranslationBed(Bed):
         }
 
 
-CAPTIONS = TranslationBed(expects={"accuracy": (0.8, 1.0), "other": (0.6, 1.0)})
+CAPTIONS = TranslationBed(expects={"accuracy": (0.78, 1.0), "other": (0.68, 1.0)})

@@ -12,11 +12,16 @@ Pieces: `TrimVocabulary` and `PruneLayers` of `limbeck.pruning`, `over_layers(Hi
 `limbeck.training`; `SparseDelta` there is what composes such tunings, which is not needed here.
 Deviations: the teacher, of 4 layers, learnt to tell the English words of captions in four languages (one of them a respelling), not masked
 tokens of a hundred; phase 1 reads captions that are not translations of each other. English has 1000 labels, German is asked. Steps stand for
-epochs (3 to 10), all of phase 2 has one learning rate, set beforehand. Padded positions do not count, for hidden states and, as rows, for attention
-(in the code they do).
+epochs (3 to 10), all of phase 2 has one learning rate, set beforehand, and embeddings rest in it, lest those of English leave the others behind.
+Padded positions do not count, for hidden states and, as rows, for attention (in the code they do).
 Baseline: distilled alike for as many steps on all four languages, then trimmed to the two: as large as the method. Control: as large, from
-scratch, taught as the teacher was, on the two languages, for as many steps; phase 2 as the others, or on the labels, whichever is better.
+scratch, taught as the teacher was, on the two languages, for as many steps, half or nearly all of them without blocks; phase 2 as the others,
+or on the labels, whichever is better.
 `retained` is the accuracy over the task teacher's; `size` the student's parameters over the teacher's.
+Found, over 3 seeds: with 57 % of the parameters the student keeps 99 % of its teacher's accuracy in German, 0.728, where one from scratch reaches
+0.406. That it beats one distilled on four languages (0.724) is not shown: these are few languages to share a model, and embeddings start as the
+teacher's in both. The steps are too few to learn translations from nothing; labels and nearly no steps with blocks were best for the control.
+Sparse phase 2 came out behind a dense one by 0.015, which is within its interval; the rate that was chosen is the larger of the two in all arms.
 """
 
 from __future__ import annotations
@@ -73,7 +78,8 @@ def sparsely(
 ) -> Encoder:
     """Tune in place on the source language: 3 parts of the steps all weights, then 10 the most changed ones from where they began."""
     task, before = bed.topics(bed.source), weights_of(model)
-    still = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in before.items() if "norm" in name}
+    rest = [name for name in before if "norm" in name or name.startswith("tokens.")]
+    still = {name: torch.zeros_like(before[name], dtype=torch.bool) for name in rest}
     first = max(1, round(bed.tuning_steps * 3 / 13))
 
     def fit(masks: dict[str, torch.Tensor], steps: int) -> None:
@@ -84,7 +90,7 @@ def sparsely(
 
     fit(still, first)
     if share < 1:
-        still = most_changed(before, model, share, free=("head.*",), fixed=("*norm*",))
+        still = most_changed(before, model, share, free=("head.*",), fixed=rest)
         rewind(model, before, still)
     fit(still, bed.tuning_steps - first)
     return model
@@ -92,7 +98,7 @@ def sparsely(
 
 def task_teacher(run: Run, bed: TranslationBed) -> Encoder:
     """The multilingual encoder, tuned sparsely on the labels of the source language; from the store."""
-    key = {"kind": "multilingual encoder, task", "version": 1, "bed": bed.digest(), "share": SHARE, "rate": TUNING_RATE}
+    key = {"kind": "multilingual encoder, task", "version": 2, "bed": bed.digest(), "share": SHARE, "rate": TUNING_RATE}
     start = bed.multilingual(run)
 
     def make() -> Encoder:
@@ -139,10 +145,11 @@ def distilled(
     return tuned(run, bed, trimmed(bed, student) if multilingual else student, second, share)
 
 
-def scratch(run: Run, rate: float, second: str, bed: TranslationBed = BED, steps: int = STEPS) -> dict[str, float]:
+def scratch(run: Run, bare: float, second: str, bed: TranslationBed = BED, steps: int = STEPS) -> dict[str, float]:
     """A fresh model of the same size that learns from translations between the two languages, then phase 2."""
     student = trimmed(bed, run.fresh(lambda: bed.encoder(bed.depth // 2)))
-    bed.aligned(run, student, (bed.source, TARGET), steps, learning_rate=rate)
+    first = round(bare * steps)  # the share of the steps that has no blocks
+    bed.aligned(run, student, (bed.source, TARGET), first, steps - first, batch_size=bed.batch_size)
     return tuned(run, bed, student, second, SHARE)
 
 
@@ -154,8 +161,10 @@ paper = Paper(
     composition="PruneLayers + TrimVocabulary, Distil(over_layers(Hint) of attention and states), then SparseTuning with a task teacher",
     method=Arm(distilled, tune=RATES, about="distilled on two languages, sparse fine-tuning"),
     baseline=Arm(distilled, {"multilingual": True}, RATES, "distilled on all languages, then trimmed to two"),
-    control=Arm(scratch, {"rate": 4e-3}, {"second": ("teacher", "labels")}, "two languages from scratch"),
-    others={"dense": Arm(distilled, {"share": 1.0, "rate": 3e-3}, about="phase 2 moves all weights")},
+    control=Arm(
+        scratch, tune={"bare": (0.5, 0.9), "second": ("teacher", "labels")}, about="two languages from scratch"
+    ),
+    others={"dense": Arm(distilled, {"share": 1.0}, RATES, "phase 2 moves all weights")},
     comparisons=(
         Comparison(text="better in the language without labels than distilling on all languages"),
         Comparison(against="control", text="better than from scratch"),

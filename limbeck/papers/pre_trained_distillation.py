@@ -18,6 +18,9 @@ Deviations: 30 % of the tokens are masked. The bed was chosen by hand (seed 1000
 that is then trained on labels: little on AG News, whose 6,080 texts are too few (0.50 after 600 steps, 0.47 untaught), nothing with
 characters for tokens and 1000 labels (0.48 of 0.49; distilled 0.48 of 0.50), 0.10 to 0.20 with byte pairs and 200 labels. On the last
 no distilled arm was run before the verdict's.
+What came out: 0.615 with both, 0.452 with pre-training and labels, 0.608 distilled without pre-training on 14,788 windows (a tie), 0.623 for
+the teacher's first layer (a tie), 0.313 distilled on the 200 labelled windows without pre-training, 0.328 with labels alone. So pre-training
+gains 0.12 where labels are few, as claimed, and distillation 0.16 on top of it; on a transfer set this large it needs no pre-training.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from limbeck.experiments.store import Store
 needs_data = pytest.mark.skipif(find_folder("multi30k") is None, reason="data set multi30k (make data)")
 TINY = replace(
     CAPTIONS, name="tiny", vocabulary=400, words=20, length=8, count=400, held=200, labelled=40, width=16, heads=2,
-    translating_steps=2, tuning_steps=2, batch_size=8,
+    bare_steps=2, translating_steps=2, tuning_steps=2, batch_size=8,
 )  # fmt: skip
 
 
@@ -59,7 +59,11 @@ def test_texts_are_one_language_each_and_translations_tell_english_words():
 def test_aligning_keeps_the_head_of_the_task_and_moves_the_rest(tmp_path):
     model = TINY.encoder(1)
     head, query = model.head, model.blocks[0].attention.query.weight.detach().clone()
-    TINY.aligned(Run(0, "validation", Store(tmp_path)), model, ("en", "de"), 2)
+    run, tokens = Run(0, "validation", Store(tmp_path)), model.tokens.weight.detach().clone()
+    TINY.aligned(run, model, ("en", "de"), 2, 0)
+    assert model.head is head and not torch.equal(model.tokens.weight, tokens)
+    assert torch.equal(model.blocks[0].attention.query.weight, query) and run.costs["samples"] == 2 * 128
+    TINY.aligned(run, model, ("en", "de"), 0, 2)
     assert model.head is head and not torch.equal(model.blocks[0].attention.query.weight, query)
 
 

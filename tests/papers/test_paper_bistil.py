@@ -17,7 +17,7 @@ from limbeck.training import weights_of
 pytestmark = pytest.mark.skipif(find_folder("multi30k") is None, reason="data set multi30k (make data)")
 TINY = replace(
     CAPTIONS, name="tiny", vocabulary=400, words=20, length=8, count=400, held=200, labelled=40, width=16, heads=2,
-    translating_steps=2, tuning_steps=5, batch_size=8,
+    bare_steps=2, translating_steps=2, tuning_steps=5, batch_size=8,
 )  # fmt: skip
 
 
@@ -56,7 +56,9 @@ def test_sparse_tuning_moves_the_head_and_a_share_of_the_rest(tmp_path):
     before = weights_of(model)
     sparsely(run, TINY, model, CrossEntropy(), share=0.1)
     moved = {name: int((value != before[name]).sum()) for name, value in model.named_parameters()}
-    free = sum(v.numel() for name, v in model.named_parameters() if "norm" not in name and not name.startswith("head"))
-    assert not any(count for name, count in moved.items() if "norm" in name)
+    free = sum(
+        v.numel() for n, v in model.named_parameters() if "norm" not in n and not n.startswith(("head", "tokens"))
+    )
+    assert not any(count for name, count in moved.items() if "norm" in name or name.startswith("tokens"))
     assert moved["head.weight"] == model.head.weight.numel()
     assert 0 < sum(c for n, c in moved.items() if not n.startswith("head")) <= round(0.1 * free)
