@@ -32,25 +32,37 @@ from limbeck.measure.tensors import peak_tensor_bytes
 from limbeck.objectives import CrossEntropy, DecoupledKD, JensenShannon, LargeVocabulary, Objective, SoftTargets, Sum
 from limbeck.signals import Signals
 
-SHAPES = {"vectors": (128, 1000), "maps": (128, 64, 8, 8), "tokens": (16, 64, 128)}
+SHAPES = {
+    "vectors": (128, 1000),
+    "maps": (128, 64, 8, 8),
+    "tokens": (16, 64, 128),
+    "places": (8, 21, 32, 32),
+    "pairs": (128, 2, 128),
+}
 BLOCK = 0.02  # seconds that the calls of one round and objective take together, or one call
 EXAMPLES = 1000  # that a memory of examples holds
 # how those are made that cannot be made without arguments or read something else than logits, and the shape they read
 MADE = {
     "AngleRelations": (lambda o: o(), "vectors"),
     "AtExit": (lambda o: o("layer", SoftTargets()), "maps"),
+    "AtPlaces": (lambda o: o(SoftTargets()), "places"),
     "AtTokens": (lambda o: o(room.Hint("layer"), "kept"), "tokens"),
     "AttentionTransfer": (lambda o: o("layer"), "maps"),
     "ExpertBalance": (lambda o: o("layer"), "tokens"),
     "Hint": (lambda o: o("layer"), "maps"),
     "LargeVocabulary": (None, "measured with the language objectives"),
+    "LayeredSelfDistillation": (lambda o: o(("shallow", "deep"), classes=10, features_weight=0.0), "maps"),
+    "MappedClasses": (lambda o: o(SoftTargets(), classes=tuple(range(1000))), "vectors"),
+    "MappedTokens": (None, "MappedClasses, once two tokenizers are read"),
     "MarginHint": (lambda o: o("layer", norm="bn"), "maps"),
+    "MaskedHints": (lambda o: o("layer"), "maps"),
     "MatrixOrientation": (lambda o: o("layer", "layer"), "maps"),
     "MemoryContrast": (lambda o: o(EXAMPLES, "layer", "layer"), "maps"),
     "MutualInformation": (lambda o: o("layer", "layer"), "vectors"),
     "NeuronSelectivity": (lambda o: o("layer"), "maps"),
     "NormDirection": (lambda o: o("layer"), "vectors"),
     "OnSignal": (lambda o: o("layer", SoftTargets()), "vectors"),
+    "PairedContrast": (lambda o: o(), "pairs"),
     "PriorAdjusted": (lambda o: o(SoftTargets(), tuple(range(1, 1001))), "vectors"),
     "ReviewHints": (lambda o: o("layer"), "maps"),
     "Scheduled": (lambda o: o(SoftTargets()), "vectors"),
@@ -121,9 +133,10 @@ def ready(name, device):
         Signals({n: fixed[n] if n in fixed else torch.randn(size(n), **draw).requires_grad_(own) for n in names})
         for names, own in ((objective.reads.student, True), (objective.reads.teacher, False))
     ]
-    positions = shape[:1] if kind != "tokens" else shape[:2]
+    positions = {"tokens": shape[:2], "places": (shape[0], *shape[2:])}.get(kind, shape[:1])
+    classes = {"maps": 10, "places": shape[1]}.get(kind, shape[-1])
     batch = {
-        "labels": torch.randint(shape[-1] if kind != "maps" else 10, positions, **draw),
+        "labels": torch.randint(classes, positions, **draw),
         "index": torch.arange(shape[0], **draw),
         "epoch": 0,
         "private": torch.rand(positions, **draw),

@@ -43,9 +43,12 @@ def within(logits: Tensor, group: Tensor, temperature: float = 1.0) -> Tensor:
 
 def log_mass(logits: Tensor, group: Tensor, temperature: float = 1.0) -> Tensor:
     """log sum_{i in G} softmax(z / T)_i: logits (..., C), group bool (..., C) to (...), float32; exact for small masses."""
-    scores = positions.precise(logits) / temperature
-    inside = scores.masked_fill(~group, torch.finfo(scores.dtype).min / 4)
-    return torch.logsumexp(inside, dim=-1) - torch.logsumexp(scores, dim=-1)
+    scores, outside = positions.precise(logits) / temperature, ~group
+    finfo = torch.finfo(scores.dtype)
+    # exponentials that underflow take tens of times longer, so what is outside is shut out before and after them
+    highest = scores.detach().masked_fill(outside, finfo.min / 4).amax(dim=-1, keepdim=True)
+    inside = (scores - highest).masked_fill(outside, 0.0).exp().masked_fill(outside, 0.0).sum(dim=-1)
+    return inside.clamp_min(finfo.tiny).log() + highest.squeeze(-1) - torch.logsumexp(scores, dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
