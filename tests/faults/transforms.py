@@ -24,7 +24,7 @@ FAULTS = [
     ),
     (
         "scales of the wrong axis",
-        "quantization/grids.py",
+        "quantization/granularity.py",
         "x.movedim(granularity.axis, 0).reshape(x.shape[granularity.axis], -1)",
         "x.movedim(granularity.axis, -1).reshape(x.shape[granularity.axis], -1)",
         "tests/quantization/test_grids.py",
