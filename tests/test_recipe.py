@@ -11,7 +11,11 @@ from limbeck.errors import UsageError
 from limbeck.jobs import from_recipe
 from limbeck.recipe import Recipe, schema
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "recipes").rglob("*.yaml")
+    if not path.stem.startswith("objectives")
+)
 TEMPLATE = Path(__file__).parent.parent / "limbeck" / "recipe_template.yaml"
 SMALL = {
     "name": "small",

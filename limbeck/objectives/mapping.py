@@ -249,11 +249,11 @@ class SortedTargets(Objective):
     (`RetokenizedTeacher`); None: all. positions: as in `SoftTargets`. Shapes: logits (..., S) and (..., C) at the same positions, widths as
     they may be.
 
-    Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs", 2024, section 3. Run
-    beside the authors' code on answers of equal length, value and gradient agree to 1e-8: it too has no T^2 and takes the mean over
-    the positions of an answer, not the sum. Deviations: the mean over all positions, where their code averages each
-    answer first, so that a position of a short answer counts more there; positions are aligned by the text that was read, where they count
-    from the beginning of both answers and cut the longer one.
+    Source: Boizard et al., "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs", 2024. The
+    paper's own equation was not read, the authors' code was: run beside it on answers of equal length, value and gradient agree
+    to 1e-8. It too has no T^2 and takes the mean over the positions of an answer, not the sum. Deviations: the mean over all
+    positions, where their code averages each answer first, so that a position of a short answer counts more there; positions are
+    aligned by the text that was read, where they count from the beginning of both answers and cut the longer one.
     """
 
     temperature: float = 1.0

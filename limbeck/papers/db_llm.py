@@ -15,6 +15,8 @@ with 2-bit linear layers in groups of 32 the student, distilled for the same ste
 step and plain KL, the same bits less one scale a group. Control: dual binaries with plain KL. Every arm chooses among four settings on
 validation. Losses are those of packed weights.
 Deviations: the training text in place of text that the teacher writes; groups of 32 in place of 64.
+What came out: all trained arms end at 2.444 nats, so near to each other that dual binaries gain 0.0008 on uniform levels (surely, but little)
+and the entropy weights nothing; 2-bit weights rounded after training, 2.477, are clearly worse.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ DATA = ("usage", "importance", "predicted")
 def outlier_score(weight: Tensor) -> float:
     """max over inputs j of max_i |W_ij| / mean_i |W_ij|: weight (out, in). A matrix of zeros has 0.
 
-    Source: Li et al., "QuantMoE-Bench", 2024, the linear layer scorer; agrees with the authors' code, which also takes the mean over outputs.
+    Source: Li et al., "QuantMoE-Bench", 2024, the linear layer scorer. The authors' code was read and agrees: maximum and
+    mean go over outputs. Inputs without any weight are passed over here; there they give no number.
     """
     size = weight.detach().float().abs()
     mean = size.mean(0)
@@ -83,8 +84,8 @@ class SimilarityPredictor(nn.Module):
 def fit_similarity(states: Tensor, similarity: Tensor, steps: int = 200, seed: int = 0) -> SimilarityPredictor:
     """A predictor trained on states (N, D) and their similarities (N,) by squared error with AdamW, rate 1e-4 x 10, decay 1e-2.
 
-    Deviation: ten times the paper's rate for a few hundred steps, in place of many epochs with early stopping. Leaves the global
-    generators as they were.
+    Deviation from the authors' code: ten times its rate for a few hundred steps, in place of up to 100 epochs with early stopping.
+    Leaves the global generators as they were.
     """
     data = {"x": states, "labels": similarity}
     task = CustomTask(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.errors import ArtifactError, UsageError
+from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.files import canonical_json
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import granularity_from_json, granularity_to_json
@@ -57,9 +57,10 @@ def packed_from_bytes(data: bytes) -> tuple[Packed, Quantizer]:
     try:
         header = json.loads(body[:length])
         quantizer, shape = _quantizer(header)
-    except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
+        layout = quantizer.layout(shape)
+    except (ValueError, LookupError, TypeError, UsageError, DataError, RecursionError) as error:
         raise ArtifactError(f"the header of a packed tensor cannot be read: {error}") from error
-    layout, at, found = quantizer.layout(shape), length, {}
+    at, found = length, {}
     sizes = {
         name: math.prod(shape) * torch.empty(0, dtype=kind).element_size() for name, (shape, kind) in layout.items()
     }

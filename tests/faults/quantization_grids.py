@@ -67,7 +67,7 @@ FAULTS = [
         "quantization/levels.py",
         "or torch.isnan(self.table.to(codes.device)[codes]).any()",
         "or False",
-        LAWS,
+        LAWS + "::test_every_code_of_a_level_grid_comes_back",
     ),
     (
         "binaries: the residual keeps its sign",
@@ -179,14 +179,21 @@ FAULTS = [
         "weights.py",
         "module.verify()",
         "module.packed",
-        STORED,
+        STORED + "::test_a_forged_artifact_with_codes_off_the_grid_is_refused",
     ),
     (
         "storage: the checksum is not compared",
         "quantization/storage.py",
         "hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]",
         "not data",
-        LAWS,
+        LAWS + "::test_altered_bytes_are_refused",
+    ),
+    (
+        "storage: a shape that the grid cannot have ends in another error",
+        "quantization/storage.py",
+        "LookupError, TypeError, UsageError, DataError, RecursionError",
+        "KeyError, TypeError, UsageError, RecursionError",
+        LAWS + "::test_a_shape_that_the_grid_cannot_have_is_refused",
     ),
     (
         "deviation-aware: the student's entropy left out",

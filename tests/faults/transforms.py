@@ -6,14 +6,14 @@ FAULTS = [
         "pruning/vocabulary.py",
         "kept = sorted({*used, *self.always})",
         "kept = list(dict.fromkeys([*used, *self.always]))",
-        "tests/pruning/test_vocabulary.py",
+        "tests/pruning/test_trim_vocabulary.py",
     ),
     (
         "trimmed vocabulary: padding counts",
         "pruning/vocabulary.py",
         "seen = ids.flatten() if mask is None else ids[mask.bool()]",
         "seen = ids.flatten()",
-        "tests/pruning/test_vocabulary.py",
+        "tests/pruning/test_trim_vocabulary.py",
     ),
     (
         "zero point sign",

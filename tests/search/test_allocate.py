@@ -1,9 +1,11 @@
 """The allocator against exhaustive enumeration; evolution where losses do not add up."""
 
+import importlib
 import itertools
 import math
 
 import pytest
+import scipy.optimize
 import torch
 
 from limbeck.errors import BudgetError, UsageError
@@ -45,6 +47,16 @@ def test_exact_methods_equal_enumeration(method, whole, seed):
         chosen = {name: next(o for o in items[name] if o.name == found.choice[name]) for name in items}
         assert found.cost == math.fsum(o.cost for o in chosen.values())
         assert found.loss == pytest.approx(exhaustive(items, budget), abs=1e-9)
+
+
+def test_the_solver_knows_the_budget(monkeypatch):
+    """One solution is enough: nothing is left to forbidding those above the budget, or to the frontier."""
+    solver, calls = scipy.optimize.milp, []
+    monkeypatch.setattr(scipy.optimize, "milp", lambda *given, **named: calls.append(1) or solver(*given, **named))
+    monkeypatch.setattr(importlib.import_module("limbeck.search.allocate"), "_by_frontier", None)
+    for seed in range(4):
+        allocate(table(seed), 80, "milp")
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("method", ["milp", "dynamic"])

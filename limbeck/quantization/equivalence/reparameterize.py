@@ -143,9 +143,10 @@ class RepQuant:
     2. `QuantizeSoftmax`: attention weights on a logarithmic grid of base sqrt(2), where the softmax is a module;
     3. `Quantize` with static activations: the weights of the folded model, one scale per output channel, by `rounding`.
 
-    Source: Li et al., "RepQuant", 2024, and its predecessor RepQ-ViT, ICCV 2023 (whose code has steps 1 and 2 with percentile ranges
-    and leaves the mean zero point unrounded; here it is a whole number, so that the fold is exact). The paper learns the two
-    clipping bounds by gradient; here they are searched. Its weight reconstruction from quantized inputs: "gptq", from float inputs.
+    Source: Li et al., "RepQuant", 2024, of which no code is public, and its predecessor RepQ-ViT, ICCV 2023, whose code was read: the
+    fold agrees. It has steps 1 and 2, each range the best of three percentiles, and leaves the mean zero point unrounded; here it is
+    a whole number, so that the fold is exact. The paper learns the two clipping bounds by gradient; here they are searched. It
+    reconstructs weights from quantized inputs; "gptq" from those of the rounded weights before, with activations in float.
     """
 
     bits: int = 4
