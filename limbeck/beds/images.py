@@ -17,7 +17,6 @@ from limbeck import models
 from limbeck.beds.taught import TaughtBed
 from limbeck.errors import UsageError
 from limbeck.experiments.run import Run
-from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.signals import LOGITS, capture
@@ -87,26 +86,12 @@ class ImageBed(TaughtBed):
     def _make(self, network: Network) -> nn.Module:
         return network.make(self.channels, len(self.groups) or len(self.only) or 10)
 
-    def digest(self) -> str:
-        return digest({"data": self.task().digest(), "settings": self.settings()})
-
-    def describe(self) -> dict[str, Any]:
-        task = self.task()
-        sizes = {split: task.size(split) for split in task.splits()}
-        return super().describe() | {"data": self.dataset, "examples": sizes, "settings": self.settings()}
-
     def settings(self) -> dict[str, Any]:
         own = super().settings()
         for later in ("imbalance", "groups", "region", "only"):  # beds without them keep the digests they had before
             if own[later] == type(self).__dataclass_fields__[later].default:
                 del own[later]
-        return own | {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
-
-    def config(self, **changes: Any) -> TrainingConfig:
-        """The student's schedule, with changes."""
-        if changes.get("steps") is not None:
-            changes.setdefault("epochs", None)
-        return replace(self.training, **changes)
+        return own
 
     def new_student(self, run: Run, make: Callable[[], nn.Module] | None = None) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only. make: another architecture's constructor."""

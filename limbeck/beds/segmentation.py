@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
 
 from limbeck.beds.taught import TaughtBed
 from limbeck.experiments.run import Run
-from limbeck.files import digest
 from limbeck.measure.latency import evaluating
 from limbeck.models import unet
 from limbeck.objectives import AtPlaces, CrossEntropy
@@ -62,24 +60,6 @@ class SegmentationBed(TaughtBed):
         """The data, loaded once per process."""
         counts = {"train": self.train, "validation": self.validation, "test": self.test}
         return _task(self.dataset, self.size, self.crop, tuple((s, n) for s, n in counts.items() if n))
-
-    def digest(self) -> str:
-        return digest({"data": self.task().digest(), "settings": self.settings()})
-
-    def describe(self) -> dict[str, Any]:
-        task = self.task()
-        sizes = {split: task.size(split) for split in task.splits()}
-        return super().describe() | {"data": self.dataset, "examples": sizes, "settings": self.settings()}
-
-    def settings(self) -> dict[str, Any]:
-        own = {"training": self.training.to_json(), "teacher_training": self.teacher_training.to_json()}
-        return super().settings() | own
-
-    def config(self, **changes: Any) -> TrainingConfig:
-        """The student's schedule, with changes."""
-        if changes.get("epochs") is not None:
-            changes.setdefault("steps", None)
-        return replace(self.training, **changes)
 
     def new_student(self, run: Run) -> nn.Module:
         """A fresh student whose weights depend on the run's seed only."""

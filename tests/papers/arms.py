@@ -1,7 +1,9 @@
 """What tests of paper files share: every arm run for a few steps on a tiny bed."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from limbeck.experiments import Paper, Run, Store
 
@@ -22,3 +24,10 @@ def assert_alike(paper: Paper, results: dict[str, tuple[dict[str, float], Run]],
         assert all(row.metric in found for row in paper.compared)
     for cost in costs or ("steps", "samples", "parameters"):
         assert len({run.costs[cost] for _, run in results.values()}) == 1, cost
+
+
+def tiny_patches(bed: Any, **changes: Any) -> Any:
+    """A bed of images cut into patches, small enough for a few steps: scikit-learn's digits, two steps of either training."""
+    few = {"train": 300, "labelled": 100, "validation": 50, "test": 50, "masked_steps": 2}
+    small = {"name": "tiny", "dataset": "digits", "size": 8, "patch": 2, "teacher": (4, 16), "student": (3, 8)}
+    return replace(bed, **few | small | changes)

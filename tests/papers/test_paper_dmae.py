@@ -1,17 +1,12 @@
 """DMAE's paper file: its arms run, spend alike, and what is aligned are middle layers on visible patches."""
 
-from dataclasses import replace
-
 import pytest
-from arms import assert_alike, run_arms
+from arms import assert_alike, run_arms, tiny_patches
 
 from limbeck.beds.patches import UNIT_PATCHES
 from limbeck.papers.dmae import alignment, paper
 
-TINY = replace(
-    UNIT_PATCHES, name="tiny", dataset="digits", size=8, patch=2, train=300, labelled=100, validation=50, test=50,
-    teacher=(4, 16), student=(3, 8), masked_steps=2, tuning_steps=2,
-)  # fmt: skip
+TINY = tiny_patches(UNIT_PATCHES, tuning_steps=2)
 
 
 @pytest.fixture(scope="module")

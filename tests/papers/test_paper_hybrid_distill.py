@@ -1,18 +1,13 @@
 """Hybrid Distill's paper file: its arms run, spend alike, and each term reads its own teacher."""
 
-from dataclasses import replace
-
 import pytest
-from arms import assert_alike, run_arms
+from arms import assert_alike, run_arms, tiny_patches
 
 from limbeck.beds.patches import PATCHES
 from limbeck.inference import ThinnedTokens
 from limbeck.papers.hybrid_distill import DROPS, feature, paper, relations
 
-TINY = replace(
-    PATCHES, name="tiny", dataset="digits", size=8, patch=2, train=300, labelled=100, validation=50, test=50,
-    teacher=(4, 16), student=(3, 8), masked_steps=2, supervised_steps=2,
-)  # fmt: skip
+TINY = tiny_patches(PATCHES, supervised_steps=2)
 
 
 @pytest.fixture(scope="module")

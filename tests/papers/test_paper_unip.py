@@ -1,20 +1,15 @@
 """UNIP's paper file: its arms run, spend alike, and the layer is chosen by its information."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from arms import assert_alike, run_arms
+from arms import assert_alike, run_arms, tiny_patches
 
 from limbeck.beds.patches import NEGATIVES
 from limbeck.experiments.run import Run
 from limbeck.experiments.store import Store
 from limbeck.papers.unip import attention, hybrid_layer, paper
 
-TINY = replace(
-    NEGATIVES, name="tiny", dataset="digits", size=8, patch=4, train=300, labelled=100, validation=50, test=50,
-    teacher=(3, 16), student=(1, 8), masked_steps=2,
-)  # fmt: skip
+TINY = tiny_patches(NEGATIVES, patch=4, teacher=(3, 16), student=(1, 8))
 
 
 @pytest.fixture(scope="module")
