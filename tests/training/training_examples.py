@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from limbeck.files import digest
+from limbeck.training import Trainer, TrainingConfig
 
 
 class TinyTask:
@@ -79,3 +80,8 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def same(first: nn.Module, second: nn.Module) -> bool:
     left, right = weights(first), weights(second)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def train(procedure, task, seed=0, folder=None, trackers=(), **config):
+    config = TrainingConfig(**{"steps": 6, "batch_size": 8, **config})
+    return Trainer(config, folder, seed, progress=False, trackers=trackers).run(procedure, task)
