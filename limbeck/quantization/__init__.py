@@ -37,6 +37,7 @@ from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.vector_feedback import VectorFeedback
 
 __all__ = [
     "AWQ",
@@ -83,6 +84,7 @@ __all__ = [
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
+    "VectorFeedback",
     "empty",
     "finish_codes",
     "finish_qat",
