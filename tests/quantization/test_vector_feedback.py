@@ -8,7 +8,16 @@ from torch import nn
 
 from limbeck.errors import UsageError
 from limbeck.plan import apply
-from limbeck.quantization import PerChannel, PerGroup, PerTensor, PyramidGrid, Quantize, Quantizer, VectorFeedback, named
+from limbeck.quantization import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PyramidGrid,
+    Quantize,
+    Quantizer,
+    VectorFeedback,
+    named,
+)
 from limbeck.quantization.gptq import gptq
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.hessian import output_error
@@ -54,7 +63,11 @@ def naive(weight, hessian, quantizer, damping, order):
     free, moved, out = torch.cat(vectors), weight.double().clone(), torch.zeros(weight.shape, dtype=torch.float64)
     for vector in vectors:
         inverse = torch.linalg.inv(hessian[free][:, free])
-        own, rest, free = inverse[: len(vector), : len(vector)], inverse[: len(vector), len(vector) :], free[len(vector) :]
+        own, rest, free = (
+            inverse[: len(vector), : len(vector)],
+            inverse[: len(vector), len(vector) :],
+            free[len(vector) :],
+        )
         group = int(vector[0]) // quantizer.granularity.size if isinstance(quantizer.granularity, PerGroup) else 0
         s = scale[:, group] if scale.dim() == 2 else scale.expand(len(weight))
         if levels is None:
@@ -73,7 +86,9 @@ def naive(weight, hessian, quantizer, damping, order):
 def test_it_equals_the_naive_computation(grid, granularity, act_order):
     weight, hessian = layer()
     quantizer = Quantizer(grid, GRANULARITIES[granularity], grid.methods[0])
-    found = VectorFeedback(damping=0.02, act_order=act_order, hessian_type="float64").layer(weight, hessian.double()[None], quantizer)
+    found = VectorFeedback(damping=0.02, act_order=act_order, hessian_type="float64").layer(
+        weight, hessian.double()[None], quantizer
+    )
     quantizer.check(found)
     expected = naive(weight, hessian, quantizer, 0.02, act_order)
     torch.testing.assert_close(quantizer.decode(found).double(), expected, rtol=1e-5, atol=1e-5)
