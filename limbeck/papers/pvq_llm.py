@@ -47,11 +47,11 @@ def quantized(run: Run, rotated: bool, rounding: str, examples: int = EXAMPLES, 
     before = copy.deepcopy(model)
     model = apply(model, transform.plan(model, Drawn(BED.task, run.seed)))
     layers = {path: module for path, module in model.named_modules() if hasattr(module, "weight_codes")}
-    pairs = [(module.weight, before.get_submodule(path).weight) for path, module in layers.items()]
+    pairs = [(module.weight, before.get_submodule(path).weight.detach()) for path, module in layers.items()]
     off = sum(float((found - true).square().sum()) for found, true in pairs)
-    stored = sum(module.nbytes for module in layers.values())
-    run.record(examples=examples)
     error = off / sum(float(true.square().sum()) for _, true in pairs)
+    stored = sum(module.packed.nbytes for module in layers.values())
+    run.record(examples=examples)
     return {**BED.measure(run, model), "bytes": stored, "weight_error": error}
 
 
