@@ -37,6 +37,7 @@ from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.two_of_four import TwoOfFourGrid
 from limbeck.quantization.vector_feedback import VectorFeedback
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
+    "TwoOfFourGrid",
     "VectorFeedback",
     "empty",
     "finish_codes",
