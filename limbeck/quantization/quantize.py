@@ -50,8 +50,8 @@ class Quantize:
     method          how weight scales are found: of integers "minmax" or "mse" (`grids.mse_range`), of others what the grid says; None: "minmax",
                     or the grid's first
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
-    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
-                    as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
+    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", "vector_feedback", or an
+                    object such as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
     scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
     compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
     only, ignore    patterns of module paths
