@@ -16,9 +16,9 @@ The miniature: MNIST as 49 patches of a k-means codebook of 64, written row by r
 trained in float once; its copy, the linear layers of the blocks at 2 bits in groups of 32 with learned steps, is trained on with it as the
 teacher, the same steps in every arm, at least as many settings for the others as for the method. Seeds vary the order of the data.
 Baseline: forward KL. Control: the true tokens. `three`, `four_labels`: whether a bit can be saved. Losses are nats per token of packed weights.
-What came out: 0.8711 nats against 0.8687 of the forward KL: it does not hold, though the split is better than the true tokens (0.8777) and the
-reverse KL (0.8727), and 3 bits with it beat 4 bits without a teacher (0.863 against 0.876). The baseline chose the lowest of its rates,
-2e-3, while the method, which chose k, had the fixed 4e-3: part of the difference may be that.
+What came out: a tie with the forward KL, 0.8689 nats against 0.8687; the split is better than the true tokens (0.8759), not surely than the reverse
+KL (0.8694); 3 bits with it beat 4 bits without a teacher (0.863 against 0.876). Two runs were made: in the first the method could choose k
+(3, 10, 30) but not its rate, 4e-3, and lost by 0.0023 to a baseline that chose the lowest of its rates; so both now choose among low ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def trained(
     return bed.measure(run, apply(*finish_qat(model)))
 
 
-RATES = {"rate": (2e-3, 4e-3, 8e-3)}
+RATES = {"rate": (1e-3, 2e-3, 4e-3, 8e-3)}
 
 paper = Paper(
     id=26,
@@ -74,11 +74,11 @@ paper = Paper(
     "teacher, TopKTargets(k=10)))",
     metric="loss",
     better="lower",
-    method=Arm(trained, tune={"k": (3, 10, 30)}, about="2 bits, top k forward, rest reverse"),
+    method=Arm(trained, tune={"k": (10, 30), "rate": (1e-3, 2e-3)}, about="2 bits, top k forward, rest reverse"),
     baseline=Arm(trained, {"loss": "forward"}, tune=RATES, about="2 bits, forward KL"),
     control=Arm(trained, {"loss": "labels"}, tune=RATES, about="2 bits, true tokens"),
     others={
-        "reverse": Arm(trained, {"loss": "reverse"}, about="2 bits, reverse KL"),
+        "reverse": Arm(trained, {"loss": "reverse"}, tune=RATES, about="2 bits, reverse KL"),
         "three": Arm(trained, {"bits": 3}, about="3 bits, top k forward, rest reverse"),
         "four_labels": Arm(trained, {"loss": "labels", "bits": 4}, about="4 bits, true tokens"),
     },
