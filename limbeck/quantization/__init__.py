@@ -11,6 +11,7 @@ from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
+from limbeck.quantization.expert_bits import ExpertBits
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -54,6 +55,7 @@ __all__ = [
     "CodebookGrid",
     "DecoupleQ",
     "Equalize",
+    "ExpertBits",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
