@@ -22,6 +22,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.from_folder import quantize_folder
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
@@ -99,6 +100,7 @@ __all__ = [
     "packed_to_bytes",
     "plain_kernels",
     "prepare_qat",
+    "quantize_folder",
     "round_shards",
     "store",
     "stored_bytes",
