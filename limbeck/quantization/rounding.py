@@ -130,6 +130,7 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
     from limbeck.quantization.decoupled import DecoupleQ
     from limbeck.quantization.gptq import GPTQ
     from limbeck.quantization.half_quadratic import HalfQuadratic
+    from limbeck.quantization.power_search import PowerSearch
 
     known = {
         "nearest": None,
@@ -138,6 +139,7 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
         "reconstruction": BlockReconstruction,
         "hqq": HalfQuadratic,
         "decoupleq": DecoupleQ,
+        "nupes": PowerSearch,
     }
     if rounding not in known:
         raise UsageError(
