@@ -29,6 +29,7 @@ from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.power_grid import SearchedPowerGrid
 from limbeck.quantization.pyramids import PyramidGrid
+from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 KINDS: dict[str, type[Grid]] = {
     kind.__name__: kind
@@ -48,6 +49,7 @@ KINDS: dict[str, type[Grid]] = {
         LatticeGrid,
         PyramidGrid,
         FourthRootGrid,
+        TwoOfFourGrid,
     )
 }
 # name -> (kind, settings, the field that `bits` sets or None where the width is fixed)
@@ -75,6 +77,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "kmeans": (CodebookGrid, {}, "index_bits"),
     "e8": (LatticeGrid, {}, "width"),
     "pyramid": (PyramidGrid, {}, None),
+    "two_of_four": (TwoOfFourGrid, {}, "width"),
     "fourth_roots": (FourthRootGrid, {}, "stages"),
 }
 

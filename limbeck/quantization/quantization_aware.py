@@ -31,7 +31,9 @@ from limbeck.quantization.grids import IntegerGrid, affine
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.modules import fake_quantize_rows
-from limbeck.quantization.quantize import entries, float_weight_of, output_ranges, padding_of, replace
+from limbeck.quantization.quantize import entries
+from limbeck.quantization.ranges import output_ranges
+from limbeck.quantization.replacement import float_weight_of, padding_of, replace
 from limbeck.quantization.specification import COMPUTE, InputRange, Specification
 from limbeck.quantization.straight_through import fake_on_grid, fake_quantize, pact, scale_gradient, straight_through
 from limbeck.signals import match_paths
@@ -113,7 +115,7 @@ class FakeQuantized(nn.Module):
             return fake_on_grid(self.matrix, self.learned_parameter(), quantizer)
         if hasattr(self, "weight_clip"):
             return fake_on_grid(self.matrix, self._clipped(), quantizer)
-        return straight_through(self.matrix.float(), quantizer.decode(quantizer.encode(self.matrix)))
+        return straight_through(self.matrix.float(), quantizer.grid.rounded(self.matrix.detach(), quantizer))
 
     def _clipped(self) -> Tensor:
         widest = dataclasses.replace(self.specification.quantizer, method="minmax").encode(self.matrix).scale.float()
@@ -126,7 +128,7 @@ class FakeQuantized(nn.Module):
             return x.float()
         if not isinstance(static, InputRange):
             flat = x.float() if self.is_convolution else x.float().flatten(0, -2)
-            return fake_quantize_rows(flat).view(x.shape)
+            return fake_quantize_rows(flat, static.bits).view(x.shape)
         if self.average is not None and self.training:
             self._follow(x.detach().float(), static.grid)
         if hasattr(self, "input_upper"):
