@@ -32,6 +32,8 @@ from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
+from limbeck.quantization.power_grid import SearchedPowerGrid, shared_exponent
+from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
@@ -72,6 +74,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PowerGrid",
+    "PowerSearch",
     "PyramidGrid",
     "Quantize",
     "QuantizeSoftmax",
@@ -82,6 +85,7 @@ __all__ = [
     "Reparameterize",
     "Rotate",
     "ScoredBits",
+    "SearchedPowerGrid",
     "Shards",
     "SmoothQuant",
     "TernaryGrid",
@@ -102,6 +106,7 @@ __all__ = [
     "prepare_qat",
     "quantize_folder",
     "round_shards",
+    "shared_exponent",
     "store",
     "stored_bytes",
     "tune_codes",
