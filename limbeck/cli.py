@@ -174,17 +174,25 @@ def measure(
 @app.command()
 def export(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.onnx) or folder to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.onnx, .gguf) or folder to write.")],
     to: Annotated[
-        str, typer.Option("--to", help="onnx, onnx_int8, onnx_int8_dynamic, transformers or sentence_transformers.")
+        str,
+        typer.Option(
+            "--to",
+            help="onnx, onnx_int8, onnx_int8_dynamic, onnx_weight_only, transformers, sentence_transformers, compressed_tensors, gptq "
+            "or gguf.",
+        ),
     ] = "onnx",
+    settings: Annotated[
+        str | None, typer.Option("--settings", help="Settings of the form as YAML, e.g. '{requantize: q8_0}'.")
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Export an artifact, check the export against the model and measure its quality again."""
     from limbeck.inspection import export_path
 
-    done = export_path(artifact, out, to, trust=tuple(trust or ()))
+    done = export_path(artifact, out, to, settings, trust=tuple(trust or ()))
     show(done) if as_json else say(
         f"Wrote {done['file']} ({done['bytes']:,} bytes; largest difference {done['difference']:.2g})"
     )

@@ -59,18 +59,34 @@ def measure_path(
     return measured
 
 
-def export_path(path: Path, out: Path, form: str, *, trust: tuple[str, ...]) -> dict[str, Any]:
-    """Write one export of an artifact, checked against the model; the quality is measured again in ONNX Runtime."""
-    from limbeck.exports import export_model, refuse_lost_quality
+def export_path(
+    path: Path, out: Path, form: str, settings: str | None = None, *, trust: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write one export of an artifact, checked against the model; the quality is measured again where it runs.
+
+    settings: of the form, as YAML: "{accuracy_level: 1}".
+    """
+    from limbeck.exports import export_model, form_of, refuse_lost_quality
     from limbeck.recipe import Measure
 
+    name, chosen = form_of({"form": form, **_settings(settings)})
     folder = artifact_folder(path)
     model = artifact.load(folder, trust=trust)
     task = task_of(folder, None, trust)
-    done = export_model(model, task, out, form)
-    if form.startswith("onnx"):
-        refuse_lost_quality(model, task, out, Measure())
-    return {"name": form, "file": str(out), "bytes": done.bytes, "difference": done.difference}
+    done = export_model(model, task, out, {"form": name, **chosen})
+    quality = refuse_lost_quality(model, task, out, Measure(), name)
+    made = {"name": form, "file": str(out), "bytes": done.bytes, "difference": done.difference}
+    return made if quality is None else {**made, "quality": quality}
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text) if text is not None else {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"--settings is not YAML: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"--settings must be a mapping such as '{{accuracy_level: 1}}', not {text!r}")
+    return found
 
 
 def report_of(path: Path) -> tuple[dict[str, Any], Path]:
