@@ -1,9 +1,10 @@
-"""Tensors inside plain JSON: float32 values, little endian, as base64 text."""
+"""Tensors inside plain JSON: their bytes as base64 text, little endian; float32 unless another type is asked for."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +13,16 @@ from torch import Tensor
 from limbeck.errors import ArtifactError
 
 
-def to_text(values: Tensor) -> str:
-    """A tensor of any shape as text; the shape is not part of it."""
-    return base64.b64encode(values.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
+def to_text(values: Tensor, kind: torch.dtype = torch.float32) -> str:
+    """A tensor of any shape as text; shape and type are not part of it."""
+    raw = values.detach().to("cpu", kind).contiguous().flatten().view(torch.uint8)
+    return base64.b64encode(raw.numpy().tobytes()).decode()
 
 
-def from_text(text: str, shape: Sequence[int], what: str) -> Tensor:
-    """The float32 tensor of this shape behind a text. Raises ArtifactError, naming `what`, where the text is damaged or of another size."""
+def from_text(text: Any, shape: Sequence[int], what: str, kind: torch.dtype = torch.float32) -> Tensor:
+    """The tensor of this shape and type behind a text. Raises ArtifactError, naming `what`, where the text is damaged or of another size."""
     try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-        return torch.from_numpy(values.astype(np.float32).reshape(tuple(shape)))
-    except (TypeError, ValueError) as error:
+        raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).copy()
+        return torch.from_numpy(raw).view(kind).reshape(tuple(shape))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{what} is damaged or has another size: {error}") from error

@@ -35,7 +35,7 @@ from limbeck.errors import ExportError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.grids import PerGroup, parameter_shape
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
-from limbeck.quantization.quantize import replace
+from limbeck.quantization.replacement import replace
 from limbeck.quantization.specification import InputRange
 
 OPSET = 21  # blocked and 4-bit DequantizeLinear

@@ -19,7 +19,7 @@ from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import evaluating
 from limbeck.quantization.grids import IntegerGrid, PerChannel, affine, dequantize, min_max, quantize
-from limbeck.quantization.quantize import replace
+from limbeck.quantization.replacement import replace
 from limbeck.signals import Tap, call, to_device
 
 KIND = "quantize_softmax"

@@ -27,7 +27,7 @@ from limbeck.errors import UsageError
 from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.grids import Quantizer
-from limbeck.quantization.hessian import matrix, output_error
+from limbeck.quantization.hessian import as_parameter, matrix, output_error
 from limbeck.quantization.reconstruction import block_loss, block_outputs, inside, reconstruct
 from limbeck.quantization.rounding import LayerRounding
 from limbeck.quantization.streaming import Segment
@@ -190,16 +190,6 @@ class BlockReconstruction(AdaRound):
             for name, value in kept.items():
                 segment.block.get_parameter(name).copy_(value)
         return float(sum(losses) / len(losses))
-
-
-def as_parameter(module: torch.nn.Module, weight: Tensor) -> Tensor:
-    """A weight matrix (out, n) in the shape and type of the module's own."""
-    own = module.weight
-    return (
-        weight.t()
-        if weight.t().shape == own.shape and module.__class__.__name__ == "Conv1D"
-        else weight.reshape(own.shape)
-    ).to(own.dtype)
 
 
 def check_training(iterations: int, learning_rate: float, warmup: float) -> None:

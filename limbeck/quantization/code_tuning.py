@@ -33,7 +33,9 @@ from limbeck.errors import UsageError
 from limbeck.objectives.base import Objective
 from limbeck.plan import Plan
 from limbeck.quantization.contract import SCALE_TYPES, Packed
-from limbeck.quantization.quantize import entries, float_weight_of, padding_of, replace
+from limbeck.quantization.hessian import write_matrix
+from limbeck.quantization.quantize import entries
+from limbeck.quantization.replacement import float_weight_of, padding_of, replace
 from limbeck.quantization.rounding import to_text
 from limbeck.quantization.specification import Specification
 from limbeck.training.procedures import Distil, State
@@ -131,11 +133,7 @@ class Coded(nn.Module):
     def restored(self) -> nn.Module:
         """The float module, its weight the dequantized one."""
         module = self._original[0]
-        with torch.no_grad():
-            values = self.matrix.view(self.shape)
-            module.weight.copy_(
-                values if values.shape == module.weight.shape and type(module).__name__ != "Conv1D" else values.t()
-            )
+        write_matrix(module, self.matrix)
         module.bias = self.bias
         return module.train(self.training)
 

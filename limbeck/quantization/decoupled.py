@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
-from limbeck.quantization.adaptive_rounding import as_parameter, check_training
+from limbeck.quantization.adaptive_rounding import check_training
 from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.gptq import gptq
 from limbeck.quantization.granularity import PerChannel, PerGroup
 from limbeck.quantization.grids import Quantizer
-from limbeck.quantization.hessian import damped, output_error
+from limbeck.quantization.hessian import as_parameter, damped, output_error
 from limbeck.quantization.reconstruction import block_outputs, inside, reconstruct
 from limbeck.quantization.rounding import LayerRounding
 from limbeck.quantization.streaming import Segment

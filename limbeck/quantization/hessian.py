@@ -24,11 +24,16 @@ def matrix(module: nn.Module) -> Tensor:
     return weight.to(torch.float32, copy=True).contiguous()
 
 
+def as_parameter(module: nn.Module, values: Tensor) -> Tensor:
+    """The reverse of `matrix`: values (out, n) in the shape and type of the module's weight, differentiable."""
+    values = values.t() if is_conv1d(module) else values.reshape(module.weight.shape)
+    return values.to(module.weight.dtype)
+
+
+@torch.no_grad()
 def write_matrix(module: nn.Module, values: Tensor) -> None:
-    """The reverse of `matrix`: put values (out, n) in the place of the module's weight, in its type."""
-    with torch.no_grad():
-        values = values.t() if is_conv1d(module) else values.reshape(module.weight.shape)
-        module.weight.copy_(values)
+    """Put values (out, n) in the place of the module's weight."""
+    module.weight.copy_(as_parameter(module, values))
 
 
 def input_rows(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -16,7 +16,8 @@ from limbeck.plan import Plan
 from limbeck.quantization.calibration import evaluating
 from limbeck.quantization.equivalence.statistics import channel_statistics
 from limbeck.quantization.grids import IDENTITY_BITS
-from limbeck.quantization.quantize import KIND, Quantize, float_weight_of, quantized
+from limbeck.quantization.quantize import KIND, Quantize
+from limbeck.quantization.replacement import float_weight_of, quantized
 from limbeck.quantization.specification import Specification
 from limbeck.search.allocate import METHODS, Allocation, Option, allocate, allocate_by_evolution
 from limbeck.search.sensitivity import output_divergence, output_noise, weight_traces

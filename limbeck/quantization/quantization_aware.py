@@ -31,7 +31,9 @@ from limbeck.quantization.grids import IntegerGrid, affine
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.modules import fake_quantize_rows
-from limbeck.quantization.quantize import entries, float_weight_of, output_ranges, padding_of, replace
+from limbeck.quantization.quantize import entries
+from limbeck.quantization.ranges import output_ranges
+from limbeck.quantization.replacement import float_weight_of, padding_of, replace
 from limbeck.quantization.specification import COMPUTE, InputRange, Specification
 from limbeck.quantization.straight_through import fake_on_grid, fake_quantize, pact, scale_gradient, straight_through
 from limbeck.signals import match_paths

@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck import tensors
+from limbeck.errors import ArtifactError, UsageError
 from limbeck.plan import Plan
-from limbeck.quantization.calibration import calibrate, check_method, static_parameters
-from limbeck.quantization.contract import Grid, Packed
+from limbeck.quantization.calibration import check_method
+from limbeck.quantization.contract import Grid
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
-from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
 from limbeck.quantization.named_grids import named, open_width
-from limbeck.quantization.rounding import as_rounding, from_text, raw_tensor, raw_text, round_weights, to_text
+from limbeck.quantization.ranges import activation_ranges, output_paths
+from limbeck.quantization.replacement import float_weight_of, quantized, replace, why_not
+from limbeck.quantization.rounding import as_rounding, from_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
@@ -178,7 +180,7 @@ class Quantize:
         packed, tuned = round_weights(model, batches, quantizers, rounding)
         data: dict[str, Any] = {"weights": {path: to_text(weight) for path, weight in packed.items()}}
         if tuned:
-            data["parameters"] = {name: raw_text(value.float()) for name, value in tuned.items()}
+            data["parameters"] = {name: tensors.to_text(value) for name, value in tuned.items()}
         return {"rounding": describe(rounding), "data": data}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
@@ -226,116 +228,6 @@ class Quantize:
         return {name: getattr(self, name) for name in names}
 
 
-def activation_ranges(model: nn.Module, task: Any, names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Static parameters of signals by name, calibrated on the train split; a signal that never occurred is absent.
-
-    settings: calibration, percentile, examples, batch_size and activation_bits, as in `Quantize`.
-    """
-    grid = IntegerGrid(settings["activation_bits"], signed=False, symmetric=False)
-    try:
-        found = calibrate(model, task.batches("train", settings["batch_size"], limit=settings["examples"]), names)
-    except DataError as error:
-        raise DataError(f"calibration for quantization: {error}") from error
-    choose = (settings["calibration"], grid, settings["percentile"])
-    return {name: static_parameters(*histogram.range(*choose), grid) for name, histogram in found.items()}
-
-
-def output_ranges(model: nn.Module, paths: Sequence[str], task: Any, decisions: Mapping[str, Any]) -> dict[str, Any]:
-    """The "outputs" of a plan, calibrated anew with the settings the plan was made with."""
-    return activation_ranges(model, task, paths, decisions["calibration"])
-
-
-def output_paths(model: nn.Module, chosen: Sequence[str]) -> list[str]:
-    """Modules whose feature maps an integer graph keeps on a grid: convolutions, and the modules around and between them.
-
-    A model without quantized convolutions has none: its linear layers give float outputs.
-    """
-    convolutions = [path for path in chosen if isinstance(model.get_submodule(path), nn.Conv2d)]
-    if not convolutions:
-        return []
-    around = {path[:end] for path in convolutions for end, letter in enumerate(path) if letter == "."}
-    between = {
-        path
-        for path, module in model.named_modules()
-        if path and not list(module.children()) and (path.rpartition(".")[0] in around or "." not in path)
-    }
-    last = {path for path in chosen if path not in convolutions}
-    wanted = (around | between | set(convolutions)) - last
-    return [
-        path
-        for path, module in model.named_modules()
-        if path in wanted and type(module) not in (nn.Identity, nn.ModuleList) and not _passes_through(module)
-    ]
-
-
-def _passes_through(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and len(module) == 0
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Why a module with weights cannot be quantized here, or None when it can."""
-    kind = type(module)
-    if isinstance(module, QuantizedModule):
-        return "it is quantized already"
-    if kind is not nn.Linear and kind is not nn.Conv2d and not _is_transposed_linear(module):
-        return f"a {kind.__name__} stays in float"
-    if isinstance(module, nn.Conv2d):
-        if module.padding_mode != "zeros":
-            return f"padding mode {module.padding_mode!r}"
-        if padding_of(module) is None:
-            return "its 'same' padding is not symmetric"
-    weight = module.weight
-    if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
-        return "its weight is empty or holds NaN or infinity"
-    return None
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
-def padding_of(module: nn.Conv2d) -> tuple[int, ...] | None:
-    """Padding as numbers; None for a 'same' that would need more on one side."""
-    if module.padding == "valid":
-        return (0, 0)
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
-        return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
-    return tuple(module.padding)
-
-
-def float_weight_of(module: nn.Module, weight: Tensor) -> Tensor:
-    """A weight of `module` as a quantized module holds it: (out, in) or (out, in / groups, kh, kw)."""
-    return weight.t() if _is_transposed_linear(module) else weight
-
-
-def quantized(module: nn.Module, specification: Specification, packed: Packed | None = None) -> QuantizedModule:
-    """The quantized module that replaces a float one; its bias is the same Parameter. packed: its weight matrix, where that was
-    rounded already."""
-    weight, bias = float_weight_of(module, module.weight), module.bias
-    if isinstance(module, nn.Conv2d):
-        shape = {
-            "stride": module.stride,
-            "padding": padding_of(module),
-            "dilation": module.dilation,
-            "groups": module.groups,
-        }
-        made: QuantizedModule = QuantizedConv2d(tuple(weight.shape), shape, bias, specification)
-    else:
-        made = QuantizedLinear(weight.shape[1], weight.shape[0], bias, specification)
-    made.store(weight, packed)
-    return made.train(module.training)
-
-
-def replace(model: nn.Module, path: str, made: nn.Module) -> None:
-    """Put `made` wherever the module at `path` is in the model."""
-    old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = made
-
-
 def entries(model: nn.Module, plan: Plan, allowed: Sequence[str] = ()) -> list[tuple[str, nn.Module, Specification]]:
     """(path, float module, specification) of every module a plan names. Raises ArtifactError where it does not fit."""
     found = []
@@ -377,5 +269,5 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         except AttributeError as error:
             raise ArtifactError(f"the quantization plan tunes {name!r}, which this model does not have") from error
         with torch.no_grad():
-            parameter.copy_(raw_tensor(text, parameter.shape, torch.float32, name))
+            parameter.copy_(tensors.from_text(text, parameter.shape, f"the parameter {name!r} in the plan"))
     return model

@@ -8,16 +8,14 @@ from the layer's Hessian alone: those derive from `LayerRounding` and write one 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck import tensors
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
 from limbeck.quantization import columns
 from limbeck.quantization.contract import Packed
@@ -119,7 +117,7 @@ def rows_of(packed: Packed, counts: Sequence[int]) -> list[Packed]:
         t.split(list(counts)) if t is not None else [None] * len(counts)
         for t in (packed.codes, packed.scale, packed.zero_point)
     ]
-    return [Packed(*tensors, (count, *packed.shape[1:])) for count, tensors in zip(counts, zip(*parts))]
+    return [Packed(*cut, (count, *packed.shape[1:])) for count, cut in zip(counts, zip(*parts))]
 
 
 def as_rounding(rounding: str | Rounding) -> Rounding | None:
@@ -196,8 +194,8 @@ def by_group(weight: Tensor, hessian: Tensor, quantizer: Quantizer, solve: Calla
 
 
 def to_text(packed: Packed) -> dict[str, str]:
-    """The stored tensors of a packed weight as base64 text, for a plan's data."""
-    return {name: raw_text(value) for name, value in packed.tensors.items()}
+    """The stored tensors of a packed weight as text, for a plan's data."""
+    return {name: tensors.to_text(value, value.dtype) for name, value in packed.tensors.items()}
 
 
 def from_text(texts: Any, shape: tuple[int, int], quantizer: Quantizer, path: str) -> Packed:
@@ -205,24 +203,13 @@ def from_text(texts: Any, shape: tuple[int, int], quantizer: Quantizer, path: st
     layout = quantizer.layout(shape)
     if not isinstance(texts, Mapping) or set(texts) != set(layout):
         raise ArtifactError(f"the rounded weight of {path!r} in the plan is damaged: it needs {sorted(layout)}")
-    made = {name: raw_tensor(texts[name], form, kind, path) for name, (form, kind) in layout.items()}
+    made = {
+        name: tensors.from_text(texts[name], form, f"the {name} of {path!r} in the plan", kind)
+        for name, (form, kind) in layout.items()
+    }
     packed = Packed(made["codes"], made.get("scale"), made.get("zero_point"), tuple(shape), made.get("codebook"))
     try:
         quantizer.check(packed)
     except ArtifactError as error:
         raise ArtifactError(f"the rounded weight of {path!r} in the plan is damaged: {error}") from error
     return packed
-
-
-def raw_text(value: Tensor) -> str:
-    """The bytes of a tensor of any type as base64 text."""
-    return base64.b64encode(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).decode()
-
-
-def raw_tensor(text: Any, shape: Sequence[int], kind: torch.dtype, name: str) -> Tensor:
-    """The reverse of `raw_text`. Raises ArtifactError for text that is damaged or of another size."""
-    try:
-        raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).copy()
-        return torch.from_numpy(raw).view(kind).reshape(tuple(shape))
-    except (ValueError, TypeError, RuntimeError, binascii.Error) as error:
-        raise ArtifactError(f"the data of {name!r} in the plan are damaged or have another size: {error}") from error

@@ -22,8 +22,9 @@ from limbeck.models.mixture_of_experts import MixtureOfExperts
 from limbeck.plan import Plan
 from limbeck.pruning.importance import input_rows
 from limbeck.quantization.calibration import evaluating
+from limbeck.quantization.hessian import matrix
 from limbeck.quantization.mixed_precision import with_bits
-from limbeck.quantization.quantize import Quantize, float_weight_of
+from limbeck.quantization.quantize import Quantize
 from limbeck.signals import Tap, call, to_device
 from limbeck.tasks.custom import CustomTask
 from limbeck.training.config import TrainingConfig
@@ -172,7 +173,7 @@ class ScoredBits:
             return {path: -float(min(map(int, re.findall(r"(?<!\w)\d+(?!\w)", path)[:1]), default=0)) for path in paths}
         if name == "outliers":
             modules = {path: model.get_submodule(path) for path in paths}
-            return {path: outlier_score(float_weight_of(m, m.weight).flatten(1)) for path, m in modules.items()}
+            return {path: outlier_score(matrix(m)) for path, m in modules.items()}
         if name == "random":
             draws = torch.rand(len(paths), generator=torch.Generator().manual_seed(self.seed)).tolist()
             return dict(zip(paths, draws))

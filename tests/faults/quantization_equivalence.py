@@ -1,6 +1,7 @@
 """Faults in transforms that must leave a model's output as it is."""
 
 TESTS = "tests/quantization/test_equivalence.py"
+FORMULAS = "tests/quantization/test_equivalence_formulas.py"
 FOLDS, ROTATE = "quantization/equivalence/folds.py", "quantization/equivalence/rotate.py"
 
 FAULTS = [
@@ -8,12 +9,12 @@ FAULTS = [
     ("fold: shift sign", FOLDS, "(source.bias[part].double() - shift)", "(source.bias[part].double() + shift)", TESTS + "::test_folds_with_a_shift_keep_the_output_too"),
     ("fold: source bias kept", FOLDS, "(source.bias[part].double() / scale)", "(source.bias[part].double() / 1)", TESTS),
     ("fold: grouped queries in the other order", FOLDS, "x.unflatten(0, (self.groups, 1, self.width))", "x.unflatten(0, (1, self.groups * self.width, 1))", TESTS),
-    ("smoothing: exponents swapped", "quantization/equivalence/smooth.py", "clamp_min(SMALLEST).pow(1 - alpha)", "clamp_min(SMALLEST).pow(alpha)", TESTS + "::test_smoothing_scale_is_the_formula"),
+    ("smoothing: exponents swapped", "quantization/equivalence/smooth.py", "clamp_min(SMALLEST).pow(1 - alpha)", "clamp_min(SMALLEST).pow(alpha)", FORMULAS + "::test_smoothing_scale_is_the_formula"),
     ("equalization: ratio upside down", "quantization/equivalence/smooth.py", "(first / second).sqrt()", "(second / first).sqrt()", TESTS),
-    ("AWQ: error without unscaling", "quantization/equivalence/awq.py", ".double() / scale - weight.double()", ".double() - weight.double()", TESTS + "::test_awq_against_a_naive_search"),
-    ("AWQ: gram of the wrong side", "quantization/equivalence/awq.py", "((change @ gram) * change).sum(1)", "((change @ gram) * change).sum(0)", TESTS + "::test_clip_limits_against_a_naive_search"),
-    ("clip: largest error kept", "quantization/equivalence/awq.py", "torch.where(error < least, limit, best)", "torch.where(error > least, limit, best)", TESTS + "::test_clip_limits_against_a_naive_search"),
-    ("rotation: mean turned too", "quantization/equivalence/hadamard.py", "signs[0] = 1.0", "signs[0] = -1.0", TESTS + "::test_rotations_are_orthogonal_and_keep_the_mean_where_asked"),
+    ("AWQ: error without unscaling", "quantization/equivalence/awq.py", ".double() / scale - weight.double()", ".double() - weight.double()", FORMULAS + "::test_awq_against_a_naive_search"),
+    ("AWQ: gram of the wrong side", "quantization/equivalence/awq.py", "((change @ gram) * change).sum(1)", "((change @ gram) * change).sum(0)", FORMULAS + "::test_clip_limits_against_a_naive_search"),
+    ("clip: largest error kept", "quantization/equivalence/awq.py", "torch.where(error < least, limit, best)", "torch.where(error > least, limit, best)", FORMULAS + "::test_clip_limits_against_a_naive_search"),
+    ("rotation: mean turned too", "quantization/equivalence/hadamard.py", "signs[0] = 1.0", "signs[0] = -1.0", FORMULAS + "::test_rotations_are_orthogonal_and_keep_the_mean_where_asked"),
     ("rotation: reader by the transpose", ROTATE, "_set(columns(reader), q.T @", "_set(columns(reader), q @", TESTS),
     ("rotation: norm's bias dropped", ROTATE, "reader.bias.double() + bias @ weight", "reader.bias.double()", TESTS),
     ("rotation: heads' output turned back", ROTATE, 'torch.einsum("gij,gri...->grj...", turns, heads)', 'torch.einsum("gji,gri...->grj...", turns, heads)', TESTS),

@@ -1,9 +1,10 @@
 """Faults in number formats, their storage, and training on them."""
 
-GRIDS = "tests/quantization/test_level_grids.py"
+GRIDS = "tests/quantization/test_level_grids.py tests/quantization/test_vector_grids.py"
 TRAINED = "tests/quantization/test_training_on_grids.py"
 STORED = "tests/quantization/test_quantized_grids.py"
 LAWS = "tests/laws/test_grid_laws.py"
+BYTES = "tests/laws/test_packed_bytes.py"
 
 FAULTS = [
     (
@@ -186,14 +187,14 @@ FAULTS = [
         "quantization/storage.py",
         "hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]",
         "not data",
-        LAWS + "::test_altered_bytes_are_refused",
+        BYTES + "::test_altered_bytes_are_refused",
     ),
     (
         "storage: a shape that the grid cannot have ends in another error",
         "quantization/storage.py",
         "LookupError, TypeError, UsageError, DataError, RecursionError",
         "KeyError, TypeError, UsageError, RecursionError",
-        LAWS + "::test_a_shape_that_the_grid_cannot_have_is_refused",
+        BYTES + "::test_a_shape_that_the_grid_cannot_have_is_refused",
     ),
     (
         "deviation-aware: the student's entropy left out",

@@ -8,7 +8,7 @@ from arms import assert_alike, run_arms
 
 from limbeck.papers.db_llm import BED, paper
 from limbeck.quantization import Quantize, QuantizedLinear
-from limbeck.quantization.quantize import quantized
+from limbeck.quantization.replacement import quantized
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from rounding_examples import layer
 from torch import nn
 
 from limbeck.errors import UsageError
@@ -28,24 +29,16 @@ from limbeck.quantization.adaptive_rounding import (
     Choice,
     adaround,
     annealed,
-    as_parameter,
     indecision,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
 )
 from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.half_quadratic import half_quadratic, shrink
-from limbeck.quantization.hessian import output_error
+from limbeck.quantization.hessian import as_parameter, matrix, output_error
 from limbeck.quantization.reconstruction import block_loss, reconstruct
 from limbeck.quantization.streaming import segments
 from limbeck.signals import call, first_tensor
-
-
-def layer(rows=6, columns=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    hessian = 2 / 64 * x.T @ x
-    return torch.randn(rows, columns, generator=generator), (hessian + hessian.T)[None] / 2
 
 
 def test_the_rectified_sigmoid_and_its_inverse():
@@ -104,6 +97,7 @@ def test_the_soft_weight_begins_at_the_weight_and_its_choices_are_down_or_up(nam
 def test_adaround_finds_what_trying_all_roundings_finds():
     """Few weights: every combination of down and up is tried."""
     weight, hessian = layer(3, 8, seed=4)
+    hessian = hessian[None]
     form = AffineForm.of(weight, Quantizer(IntegerGrid(3), PerChannel(0)), "a test")
     floor = torch.floor(form.ratio(weight))
     trials = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)))
@@ -118,6 +112,7 @@ def test_adaround_finds_what_trying_all_roundings_finds():
 
 def test_adaround_is_never_worse_than_the_nearest_and_alone_for_each_row():
     weight, hessian = layer(24, 40)
+    hessian = hessian[None]
     quantizer = Quantizer(IntegerGrid(2, False, False), PerGroup(8))
     form = AffineForm.of(weight, quantizer, "a test")
     for steps in (1, 50):
@@ -210,8 +205,6 @@ def test_reconstruction_trains_what_it_is_given_and_leaves_the_block_alone():
 
 
 def test_a_matrix_becomes_the_parameter():
-    from limbeck.quantization.hessian import matrix
-
     for module in (nn.Linear(3, 3), nn.Conv2d(4, 6, 3, groups=2)):
         assert torch.equal(as_parameter(module, matrix(module)), module.weight)
 

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from rounding_examples import layer
 
 from limbeck.errors import UsageError
 from limbeck.models import gpt
@@ -24,13 +25,6 @@ from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.decoupled import decoupled, fitted
 from limbeck.quantization.hessian import damped, output_error
 from limbeck.signals import call
-
-
-def layer(rows=6, columns=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    hessian = 2 / 64 * x.T @ x
-    return torch.randn(rows, columns, generator=generator), (hessian + hessian.T) / 2
 
 
 @pytest.mark.parametrize("size", [5, 8, None], ids=["groups", "short_last_group", "channel"])

@@ -5,77 +5,15 @@ import json
 
 import pytest
 import torch
+from small_models import MODELS, SETTINGS, Examples, convolutions, perceptron
 from torch import nn
 from torch.nn import functional
 
 from limbeck.build import lineage
-from limbeck.errors import ArtifactError, DataError, UsageError
 from limbeck.models import resnet
 from limbeck.plan import Plan, apply
 from limbeck.quantization import FoldBatchNorm, Quantize, QuantizedConv2d, QuantizedLinear, kernel_table, plain_kernels
 from limbeck.quantization.kernels import integer_linear, prepare_linear
-
-
-class Examples:
-    """As much of a task as calibration reads."""
-
-    def __init__(self, *shape, count=48, key="pixel_values", extra=None):
-        self.x, self.key = torch.randn(count, *shape, generator=torch.Generator().manual_seed(5)), key
-        self.extra = extra or {}
-
-    def batches(self, split, batch_size, *, limit=None, **_):
-        assert split == "train"
-        for start in range(0, min(len(self.x), limit or len(self.x)), batch_size):
-            part = slice(start, start + batch_size)
-            yield {self.key: self.x[part], **{name: value[part] for name, value in self.extra.items()}}
-
-
-class Convolutions(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding="same")
-        self.grouped = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4, bias=False)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16)
-        self.last = nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.first(x))
-        return self.last(torch.tanh(self.depthwise(torch.relu(self.grouped(x)))).mean((2, 3)))
-
-
-def perceptron():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 48), nn.GELU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 6)).eval()
-
-
-def convolutions():
-    torch.manual_seed(0)
-    return Convolutions().eval()
-
-
-SETTINGS = {
-    "static": {},
-    "static_tensor_mse": {"weights": "tensor", "method": "mse", "calibration": "minmax"},
-    "static_group": {"weights": 16, "symmetric": True, "calibration": "percentile"},
-    "static_w4": {"bits": 4},
-    "static_a6": {"activation_bits": 6},
-    "dynamic": {"activations": "dynamic"},
-    "int8": {"activations": None},
-    "int8_group": {"activations": None, "weights": 32},
-    "int4_group": {"bits": 4, "weights": 32, "activations": None},
-    "int4_group_symmetric": {"bits": 4, "weights": 32, "activations": None, "symmetric": True},
-    "int3_channel": {"bits": 3, "activations": None},
-    "int4_bfloat16": {"bits": 4, "weights": 32, "activations": None, "compute": "bfloat16"},
-    "int4_bfloat16_symmetric": {
-        "bits": 4,
-        "weights": 32,
-        "activations": None,
-        "compute": "bfloat16",
-        "symmetric": True,
-    },
-    "int8_bfloat16": {"activations": None, "compute": "bfloat16"},
-}
-MODELS = {"perceptron": (perceptron, Examples(64)), "convolutions": (convolutions, Examples(3, 8, 8))}
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -298,67 +236,6 @@ def test_loading_other_weights_is_noticed_by_the_kernels():
         before, expected = first(task.x), other(task.x)
         first.load_state_dict(other.state_dict())
         assert torch.equal(first(task.x), expected) and not torch.equal(before, expected)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"activations": "int8"}, "activations='int8'"),
-        ({"weights": "row"}, "weights='row'"),
-        ({"weights": 1}, "group size 1"),
-        ({"bits": 9}, "bits=9"),
-        ({"method": "best"}, "method='best'"),
-        ({"calibration": "max"}, "calibration='max'"),
-        ({"percentile": 101}, "percentile=101"),
-        ({"examples": 0}, "examples=0"),
-        ({"symmetric": False}, "asymmetric weights"),
-        ({"compute": "float16"}, "compute='float16'"),
-        ({"compute": "bfloat16"}, "weight-only"),
-        ({"scale_type": "float64"}, "scale_type='float64'"),
-        ({"activation_bits": 4, "activations": "dynamic"}, "activation_bits=4"),
-    ],
-)
-def test_settings_that_cannot_be_right(settings, words):
-    with pytest.raises(UsageError, match=words):
-        Quantize(**settings)
-
-
-def test_models_and_data_that_cannot_be_quantized():
-    model = perceptron()
-    with pytest.raises(UsageError, match="no task was given"):
-        Quantize().plan(model)
-    with pytest.raises(UsageError, match="no module is named 'nine'"):
-        Quantize(ignore="nine", activations=None).plan(model)
-    with pytest.raises(UsageError, match="wrap it in nn"):
-        Quantize(activations=None).plan(nn.Linear(4, 4))
-    with pytest.raises(UsageError, match="nothing in Sequential"):
-        Quantize(activations=None).plan(nn.Sequential(nn.LayerNorm(4)))
-    with pytest.raises(DataError, match="no batch"):
-        Quantize().plan(model, Examples(64, count=0))
-    bad = Examples(64)
-    bad.x[3, 3] = float("nan")
-    with pytest.raises(DataError, match="NaN or infinite"):
-        Quantize().plan(model, bad)
-    quantized = apply(copy.deepcopy(model), Quantize(activations=None).plan(model))
-    with pytest.raises(UsageError, match="quantized already"):
-        Quantize(activations=None).plan(quantized)
-
-
-def test_plans_that_do_not_fit_are_refused():
-    model = perceptron()
-    plan = Quantize(activations=None).plan(model).to_json()
-    for change, words in (
-        (lambda d: d["modules"].update(nine=d["modules"]["0"]), "'nine'"),
-        (lambda d: d["modules"].update({"1": d["modules"]["0"]}), "expects a Linear at '1'"),
-        (lambda d: d["modules"]["0"]["weight"].pop("bits"), "cannot be read"),
-        (lambda d: d["modules"]["0"]["weight"].update(bits=77), "cannot be read"),
-        (lambda d: d["modules"]["0"].update(input={"bits": 8, "scale": -1, "zero_point": 0}), "cannot be read"),
-        (lambda d: d["modules"]["0"]["weight"].update(scale=[1.0]), "1 learned scales"),
-    ):
-        changed = copy.deepcopy(plan)
-        change(changed["decisions"])
-        with pytest.raises(ArtifactError, match=words):
-            apply(copy.deepcopy(model), Plan.from_json(changed))
 
 
 def test_transformers_models_quantize_and_run():
