@@ -32,7 +32,7 @@ from limbeck.tasks import LanguageModelling
 from limbeck.training import Distil, Trainer, TrainingConfig
 from limbeck.training.randomness import seed_everything
 
-EPOCHS = 3
+EPOCHS = 5
 SCHEDULE = {
     "batch_size": 16,
     "learning_rate": 2e-3,
@@ -40,7 +40,7 @@ SCHEDULE = {
     "decay_norms_and_biases": False,
     "warmup": 0.05,
 }
-SCHEDULE |= {"gradient_clipping": 1.0, "precision": "bf16", "checkpoint_every": 100, "evaluate_every": 1.0}
+SCHEDULE |= {"gradient_clipping": 1.0, "precision": "bf16", "checkpoint_every": 200, "evaluate_every": 1.0}
 
 
 @functools.cache

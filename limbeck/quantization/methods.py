@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.quantization.adaptive_rounding import BlockReconstruction
 from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Rotate, SmoothQuant
 from limbeck.quantization.gptq import GPTQ
@@ -108,12 +109,13 @@ def _decoupled(s: Settings) -> tuple[Any, ...]:
 
 
 def _reconstruction(s: Settings) -> tuple[Any, ...]:
-    return (s.quantize(method="mse", rounding="reconstruction"),)
+    return (s.quantize(method="mse", rounding=BlockReconstruction(iterations=100, warmup=0.1, learning_rate=0.1)),)
 
 
 def _codebooks(s: Settings) -> tuple[Any, ...]:
     bits, entries = CODEBOOKS[s.bits]
-    return (s.quantize(grid={"name": "kmeans", "index_bits": bits, "entries": entries}, weights="tensor", bits=8),)
+    grid = {"name": "kmeans", "index_bits": bits, "entries": entries}
+    return (s.quantize(grid=grid, weights="tensor", bits=8, scale_type="bfloat16"),)
 
 
 def _learned(s: Settings) -> tuple[Any, ...]:
