@@ -13,14 +13,10 @@ from __future__ import annotations
 import argparse
 import functools
 import shutil
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from limbeck.experiments.store import Store
 from limbeck.files import digest
