@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+from limbeck.errors import LimbeckError
 from limbeck.files import write_json, write_text
 from limbeck.models import load_sentence_encoder
 from limbeck.quantization.methods import DEFAULTS, METHODS
@@ -38,6 +38,7 @@ from limbeck.signals import call
 from limbeck.tasks import Retrieval
 from limbeck.training import TrainingConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 FILE, PAGE = ROOT / "docs" / "quantization_table.json", ROOT / "docs" / "quantization_table.md"
 WIDTHS = (8, 4, 3, 2, 1.58, 1)
 SEEDS = (0, 1, 2)
@@ -195,7 +196,11 @@ def run(subject: Subject, wanted: list[tuple[float, str, int]], seconds: float) 
             continue
         if time.monotonic() > end:
             return
-        cell = measured(subject, model, bits, method, seed)
+        try:
+            cell = measured(subject, model, bits, method, seed)
+        except LimbeckError as error:
+            print(f"{bits} {method} seed {seed}: {error}", flush=True)
+            continue
         keep(cells, cell)
         print(json.dumps(cell), flush=True)
 
