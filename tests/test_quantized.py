@@ -116,11 +116,11 @@ def test_layers_outside_the_blocks_keep_eight_bits(model):
 
     found = bits(lb.quantize(model, 2, method="nearest"))
     assert {width for path, width in found.items() if path.startswith("blocks.")} == {2}
-    assert {path: width for path, width in found.items() if not path.startswith("blocks.")} == {"embed": 8, "head": 8}
+    assert {path: width for path, width in found.items() if not path.startswith("blocks.")} == {"patches": 8, "head": 8}
     unquantized = lb.quantize(model, 2, method="nearest", ends=None)
     assert all(path.startswith("blocks.") for path in bits(unquantized)) and "head" in unquantized.left_alone
     assert set(bits(lb.quantize(model, 4, method="nearest", ends=4)).values()) == {4}
-    assert bits(lb.quantize(model, 2, method="nearest", ignore="head"))["embed"] == 8
+    assert bits(lb.quantize(model, 2, method="nearest", ignore="head"))["patches"] == 8
     assert "head" in lb.quantize(model, 2, method="nearest", ignore="head").left_alone
 
 
@@ -139,7 +139,7 @@ def test_a_seed_draws_the_examples(model, task):
 
 def test_training_at_one_bit_comes_nearer_to_the_float_model(model, task):
     config = TrainingConfig(steps=60, batch_size=32, learning_rate=3e-3)
-    trained = lb.quantize(model, 1, task, train=config, objective=lb.objectives.LogitDistance()).model
+    trained = lb.quantize(model, 1, task, train=config, objective=lb.objectives.EmbeddingDistance()).model
     assert loss(trained, model, task) < 0.5 * loss(lb.quantize(model, 1).model, model, task)
 
 
