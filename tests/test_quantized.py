@@ -62,7 +62,10 @@ def test_every_method_gives_a_smaller_model_and_leaves_the_given_one(model, task
     )  # codebooks outweigh a tiny model
 
 
-def test_slow_methods_are_composed_as_they_say():
+def test_methods_are_composed_as_they_say():
+    kinds = {name: [type(step).__name__ for step in METHODS[name].steps(Settings(bits=4))] for name in METHODS}
+    assert kinds["rotated_gptq"] == ["Rotate", "Quantize"] and kinds["smooth"] == ["SmoothQuant", "Quantize"]
+    assert kinds["awq"] == ["AWQ", "ClipWeights", "Quantize"] and kinds["hqq"] == ["Quantize"]
     (learned,) = METHODS["reconstruction"].steps(Settings(bits=3))
     assert isinstance(learned.rounding, BlockReconstruction) and (learned.method, learned.bits) == ("mse", 3)
     (decoupled,) = METHODS["decoupleq"].steps(Settings(bits=2, weights=32))
