@@ -37,6 +37,8 @@ from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.two_of_four import TwoOfFourGrid
+from limbeck.quantization.vector_feedback import VectorFeedback
 
 __all__ = [
     "AWQ",
@@ -83,6 +85,8 @@ __all__ = [
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
+    "TwoOfFourGrid",
+    "VectorFeedback",
     "empty",
     "finish_codes",
     "finish_qat",

@@ -80,12 +80,13 @@ def _fused_codes(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return codes
 
 
-def signed_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Dynamic symmetric int8 codes, one scale per first-axis entry: x (n, ...) -> codes int8 (n, ...), scale (n, 1, ...)."""
-    scale = x.flatten(1).abs().amax(1) / 127.0
+def signed_rows(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric codes of that many bits, one scale per first-axis entry: x (n, ...) -> codes int8 (n, ...), scale (n, 1, ...)."""
+    high = 2 ** (bits - 1) - 1
+    scale = x.flatten(1).abs().amax(1) / high
     scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
     scale = scale.view(-1, *[1] * (x.dim() - 1))
-    return torch.round(x / scale).clamp_(-127, 127).to(torch.int8), scale
+    return torch.round(x / scale).clamp_(-high, high).to(torch.int8), scale
 
 
 def prepare_linear(codes: Tensor, scale: Tensor) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.pyramids import PyramidGrid
+from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 KINDS: dict[str, type[Grid]] = {
     kind.__name__: kind
@@ -46,6 +47,7 @@ KINDS: dict[str, type[Grid]] = {
         LatticeGrid,
         PyramidGrid,
         FourthRootGrid,
+        TwoOfFourGrid,
     )
 }
 # name -> (kind, settings, the field that `bits` sets or None where the width is fixed)
@@ -72,6 +74,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "kmeans": (CodebookGrid, {}, "index_bits"),
     "e8": (LatticeGrid, {}, "width"),
     "pyramid": (PyramidGrid, {}, None),
+    "two_of_four": (TwoOfFourGrid, {}, "width"),
     "fourth_roots": (FourthRootGrid, {}, "stages"),
 }
 
