@@ -12,4 +12,5 @@ FAULTS = [
     ("one call: the rotation is left out", "quantization/methods.py", "(Rotate(), *_gptq(s))", "_gptq(s)", TESTS + "test_methods_are_composed_as_they_say"),
     ("columns: the first alone", "tasks/language.py", "[text for row in zip(*texts) for text in row]", "[row[0] for row in zip(*texts)]", "tests/tasks/test_tasks_language.py::test_columns_are_joined_row_by_row"),
     ("columns: one column after the other", "tasks/language.py", "[text for row in zip(*texts) for text in row]", "[text for column in texts for text in column]", "tests/tasks/test_tasks_language.py::test_columns_are_joined_row_by_row"),
+    ("int4 kernel: offsets of affine grids on the wrong side", "quantization/modules.py", "middle - zero.float() / scale", "middle + zero.float() / scale", "tests/quantization/test_quantized_grids.py"),
 ]  # fmt: skip
