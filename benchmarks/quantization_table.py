@@ -100,9 +100,9 @@ SUBJECTS = {
         "lower",
         _language,
         _language_task,
-        {"validation": 150, "test": 250},
+        {"validation": 100, "test": 150},
         lambda task: {"input_ids": task.example(1)["input_ids"][:, :1]},
-        TrainingConfig(steps=200, batch_size=8, learning_rate=1e-3, **TRAIN),
+        TrainingConfig(steps=120, batch_size=8, learning_rate=1e-3, **TRAIN),
     ),
 }
 
