@@ -23,6 +23,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.from_folder import quantize_folder
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
@@ -32,6 +33,8 @@ from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
+from limbeck.quantization.power_grid import SearchedPowerGrid, shared_exponent
+from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
@@ -73,6 +76,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PowerGrid",
+    "PowerSearch",
     "PyramidGrid",
     "Quantize",
     "QuantizeSoftmax",
@@ -83,6 +87,7 @@ __all__ = [
     "Reparameterize",
     "Rotate",
     "ScoredBits",
+    "SearchedPowerGrid",
     "Shards",
     "SmoothQuant",
     "TernaryGrid",
@@ -101,7 +106,9 @@ __all__ = [
     "packed_to_bytes",
     "plain_kernels",
     "prepare_qat",
+    "quantize_folder",
     "round_shards",
+    "shared_exponent",
     "store",
     "stored_bytes",
     "tune_codes",

@@ -128,7 +128,7 @@ class FakeQuantized(nn.Module):
             return x.float()
         if not isinstance(static, InputRange):
             flat = x.float() if self.is_convolution else x.float().flatten(0, -2)
-            return fake_quantize_rows(flat).view(x.shape)
+            return fake_quantize_rows(flat, static.bits).view(x.shape)
         if self.average is not None and self.training:
             self._follow(x.detach().float(), static.grid)
         if hasattr(self, "input_upper"):

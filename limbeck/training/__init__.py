@@ -5,6 +5,7 @@ from limbeck.training.communication import Communication
 from limbeck.training.config import TrainingConfig
 from limbeck.training.constraints import Constrained
 from limbeck.training.history import History
+from limbeck.training.intervention import Intervention, TeacherIntervention, gradual_intervention
 from limbeck.training.joint import Joint
 from limbeck.training.masked_distillation import DistilMaskedImages
 from limbeck.training.masked_images import MaskedImages
@@ -26,6 +27,7 @@ __all__ = [
     "DistilMaskedImages",
     "GradientNormBalance",
     "History",
+    "Intervention",
     "Joint",
     "Losses",
     "MaskedImages",
@@ -41,10 +43,12 @@ __all__ = [
     "State",
     "Supervised",
     "TaskLoss",
+    "TeacherIntervention",
     "Trainer",
     "TrainingConfig",
     "TwoViews",
     "UncertaintyBalance",
+    "gradual_intervention",
     "most_changed",
     "residuals",
     "reweighted",

@@ -232,6 +232,10 @@ CASES = {
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
     "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
     "token_relations-maps": Case(TokenRelations("layer", "layer", heads=1, loss="maps"), TOKENS),
+    "token_relations-direction": Case(
+        TokenRelations("layer", "layer", heads=1, loss="direction"), TOKENS, per_example=False
+    ),
+    "hint-direction": Case(Hint("layer", loss="direction"), TOKENS, per_example=False),
     "token_relations-places": Case(TokenRelations("layer", "layer", heads=1), MAPS),
     "token_graph": Case(TokenGraph("layer", neighbours=3), TOKENS, per_example=False),
     "token_graph-forward": Case(TokenGraph("layer", sigma=0.2, direction="forward"), MAPS, per_example=False),
