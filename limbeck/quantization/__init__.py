@@ -4,6 +4,7 @@ from limbeck.quantization.activations import QuantizeSoftmax
 from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
+from limbeck.quantization.bit_switching import prepare_switching, store_switching, switch
 from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
 from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
@@ -41,6 +42,7 @@ from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.switched_training import SwitchBits
 from limbeck.quantization.two_of_four import TwoOfFourGrid
 from limbeck.quantization.vector_feedback import VectorFeedback
 
@@ -90,6 +92,7 @@ __all__ = [
     "SearchedPowerGrid",
     "Shards",
     "SmoothQuant",
+    "SwitchBits",
     "TernaryGrid",
     "TuneCodes",
     "TwoOfFourGrid",
@@ -107,9 +110,12 @@ __all__ = [
     "plain_kernels",
     "prepare_qat",
     "quantize_folder",
+    "prepare_switching",
     "round_shards",
     "shared_exponent",
     "store",
+    "store_switching",
     "stored_bytes",
+    "switch",
     "tune_codes",
 ]
