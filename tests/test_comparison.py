@@ -127,6 +127,9 @@ def test_it_is_shown(made):
     words = console.export_text()
     assert "hint" in words and "Hint(layer2)" in words and "calibration" in words.lower() and "[" in words
     page = comparison_page(found)
+    for row in found["comparisons"]:
+        factor, decimals = (100, 2) if row["metric"] in ("accuracy", "calibration_error") else (1, 4)
+        assert f"{abs(factor * row['mean']):.{decimals}f} [" in page
     assert page.count("<svg") == 2 and "tiny: objectives compared" in page and "Hint(layer2)" in page
 
 

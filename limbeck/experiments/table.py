@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +143,23 @@ def _label(made: dict[str, Any]) -> str:
     return words if len(words) <= 44 else words[:43] + "…"
 
 
-def plot(found: dict[str, Any]) -> str:
+def plot(found: dict[str, Any], labels: Sequence[str] = (), reach: Mapping[str, Sequence[float]] | None = None) -> str:
     """The comparisons of an entry as SVG: one line each, with the seeds' differences and the interval around the zero line.
 
     Each line has its own scale, in units of its own metric, because metrics differ; the zero (or minus the margin) is dashed.
+    labels: of the lines. reach: by metric, differences that the scale of a line must reach too, so that several plots have one scale.
     """
     rows = found["comparisons"]
     parts = []
     for at, made in enumerate(rows):
         top, middle = PAD + ROW * at, PAD + ROW * at + 24
         edge = -made["margin"]
-        scale = Scale.fit([*made["differences"], made["low"], made["high"], edge, 0.0], 6, WIDTH - 6, log=False)
+        scale = Scale.fit(
+            [*made["differences"], made["low"], made["high"], edge, 0.0, *(reach or {}).get(made["metric"], ())],
+            6,
+            WIDTH - 6,
+            log=False,
+        )
         shade = "mark" if made["decisive"] else "mark faint"
         words = (
             f"{made['method']} {mean_of(found, made['method'], made['metric']):.4g}, {made['against']} "
@@ -163,7 +170,7 @@ def plot(found: dict[str, Any]) -> str:
             element(
                 "g",
                 element("rect", x=0, y=top, width=WIDTH, height=ROW, class_="hit"),
-                element("text", text(_label(made)), x=0, y=top + 11, class_="label"),
+                element("text", text(labels[at] if labels else _label(made)), x=0, y=top + 11, class_="label"),
                 element("line", x1=scale(edge), x2=scale(edge), y1=middle - 8, y2=middle + 8, class_="zero"),
                 element(
                     "line",

@@ -112,7 +112,7 @@ def _placeholder(path: str, module: QuantizedModule) -> nn.Module:
     static, granularity = module.specification.input, module.specification.granularity
     if module.specification.grid is not None:
         raise ExportError(f"{path}: {module.specification.grid} has no ONNX form here; ONNX knows integer weights")
-    if isinstance(static, InputRange) and static.bits != 8:
+    if static is not None and static.bits != 8:
         raise ExportError(
             f"{path}: inputs of {static.bits} bits have no ONNX form here; quantize with activation_bits=8"
         )

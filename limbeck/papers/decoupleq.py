@@ -15,8 +15,9 @@ tinyshakespeare in place of Llama and of speech models; 128 sequences of 128 cha
 
 Baseline: GPTQ on the same grid, bits and groups, ranges and order of columns tuned. Control: rounding to the nearest, ranges tuned. `layers`: without
 the training of blocks. `hqq`: offsets without data. `four_bits`, `gptq_four`: 4 bits. All linear layers inside the blocks; perplexity on test text.
-No pilot was run: the settings to choose from were written down before. One run was made for the verdict: it holds at 2 bits, with and
-without the training of blocks; at 4 bits, where nothing was tuned, that training cost 0.06 of perplexity against GPTQ, more than the margin.
+No pilot was run: the settings to choose from were written down before. The claim's part on 4 bits was reported only in the first run and
+made decisive after it, because the claim names it. At 2 bits the claim holds, with and without the training of blocks; at 4 bits, where nothing
+was tuned, the perplexity was 0.06 above GPTQ's (interval 0.02 to 0.10, margin 0.05), so the whole is inconclusive.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ paper = Paper(
         Comparison(against="control"),
         Comparison(method="layers", against="baseline", text="without the training of blocks, against GPTQ"),
         Comparison(against="layers", decisive=False, text="what the training of blocks adds"),
-        Comparison(
-            method="four_bits", against="gptq_four", margin=0.05, decisive=False, text="4 bits as good as GPTQ, to 0.05"
-        ),
+        Comparison(method="four_bits", against="gptq_four", margin=0.05, text="4 bits as good as GPTQ, to 0.05"),
     ),
     miniature=Miniature(
         beds=(BED,),

@@ -22,6 +22,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.from_folder import quantize_folder
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
@@ -31,12 +32,16 @@ from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
+from limbeck.quantization.power_grid import SearchedPowerGrid, shared_exponent
+from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.two_of_four import TwoOfFourGrid
+from limbeck.quantization.vector_feedback import VectorFeedback
 
 __all__ = [
     "AWQ",
@@ -69,6 +74,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PowerGrid",
+    "PowerSearch",
     "PyramidGrid",
     "Quantize",
     "QuantizeSoftmax",
@@ -79,10 +85,13 @@ __all__ = [
     "Reparameterize",
     "Rotate",
     "ScoredBits",
+    "SearchedPowerGrid",
     "Shards",
     "SmoothQuant",
     "TernaryGrid",
     "TuneCodes",
+    "TwoOfFourGrid",
+    "VectorFeedback",
     "empty",
     "finish_codes",
     "finish_qat",
@@ -95,7 +104,9 @@ __all__ = [
     "packed_to_bytes",
     "plain_kernels",
     "prepare_qat",
+    "quantize_folder",
     "round_shards",
+    "shared_exponent",
     "store",
     "stored_bytes",
     "tune_codes",

@@ -13,7 +13,8 @@
 | dequantize         | everything else, every device, and under autograd         | float weights for the time of one product            |
 
 (*) Integers, and every grid whose values are whole multiples of one number, such as ternary, binary, fp4 (int8 only), powers of two
-up to 4 bits and E8: -8..7 for the int4 kernel, -127..127 for the int8 ones. Others (nf4, fp8, codebooks, sums of binaries) dequantize.
+up to 4 bits and E8: -8..7 for the int4 kernel, -127..127 for the int8 ones. The int4 kernel knows real offsets too: affine grids up to 4
+bits. Others (nf4, fp8, codebooks, sums of binaries) dequantize.
 
 `prepared` forms (oneDNN's blocked layout, the int4 tile layout) are made at the first call and kept in memory beside the
 stored codes; they are never part of a state_dict.
@@ -80,12 +81,13 @@ def _fused_codes(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return codes
 
 
-def signed_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Dynamic symmetric int8 codes, one scale per first-axis entry: x (n, ...) -> codes int8 (n, ...), scale (n, 1, ...)."""
-    scale = x.flatten(1).abs().amax(1) / 127.0
+def signed_rows(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric codes of that many bits, one scale per first-axis entry: x (n, ...) -> codes int8 (n, ...), scale (n, 1, ...)."""
+    high = 2 ** (bits - 1) - 1
+    scale = x.flatten(1).abs().amax(1) / high
     scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
     scale = scale.view(-1, *[1] * (x.dim() - 1))
-    return torch.round(x / scale).clamp_(-127, 127).to(torch.int8), scale
+    return torch.round(x / scale).clamp_(-high, high).to(torch.int8), scale
 
 
 def prepare_linear(codes: Tensor, scale: Tensor) -> dict[str, Any]:

@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.quantization import kernels
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import PerChannel, PerGroup, PerTensor
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.specification import COMPUTE, InputRange, Specification
 from limbeck.quantization.straight_through import fake_quantize
 
-SIGNED_BYTE = IntegerGrid(8, signed=True, symmetric=True)
 
-
-def fake_quantize_rows(x: Tensor) -> Tensor:
-    """Dynamic inputs in float: symmetric int8 with one scale per first-axis entry, onto the grid and back; x (n, ...)."""
-    _, scale = kernels.signed_rows(x.detach())
-    return fake_quantize(x.flatten(1), scale.flatten(), 0, SIGNED_BYTE, PerChannel(0)).view_as(x)
+def fake_quantize_rows(x: Tensor, bits: int = 8) -> Tensor:
+    """Dynamic inputs in float: symmetric integers with one scale per first-axis entry, onto the grid and back; x (n, ...)."""
+    _, scale = kernels.signed_rows(x.detach(), bits)
+    grid = IntegerGrid(bits, signed=True, symmetric=True)
+    return fake_quantize(x.flatten(1), scale.flatten(), 0, grid, PerChannel(0)).view_as(x)
 
 
 class QuantizedModule(nn.Module):
@@ -114,10 +114,10 @@ class QuantizedModule(nn.Module):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input as the plain path sees it: on its grid and back, float32."""
-        static = self.specification.input
-        if isinstance(static, InputRange):
-            return fake_quantize(x, self.input_scale, self.input_zero_point, static.grid, PerTensor())
-        return x.float() if static is None else fake_quantize_rows(x.float())
+        inputs = self.specification.input
+        if isinstance(inputs, InputRange):
+            return fake_quantize(x, self.input_scale, self.input_zero_point, inputs.grid, PerTensor())
+        return x.float() if inputs is None else fake_quantize_rows(x.float(), inputs.bits)
 
     def prepared(self, make) -> Any:
         """The kernel's own form of the stored tensors, made again whenever one of them changed."""
@@ -186,7 +186,7 @@ class QuantizedLinear(QuantizedModule):
             scale, zero = self.input_scale.item(), self.input_zero_point.item()
             codes = kernels.unsigned_codes(rows.detach(), scale, zero, static.grid.high)
             return kernels.integer_linear(codes, scale, zero, weight, bias)
-        codes, scale = kernels.signed_rows(rows.detach())
+        codes, scale = kernels.signed_rows(rows.detach(), static.bits)
         out = kernels.integer_linear(codes, 1.0, 0, weight, None).mul_(scale)
         return out if bias is None else out.add_(bias)
 
@@ -205,11 +205,15 @@ class QuantizedLinear(QuantizedModule):
             shape = (self.out_features, self.in_features // s.int4_group(self.in_features))
             scale = scale.reshape(-1, 1).expand(shape)
             zero = None if zero is None else zero.reshape(-1, 1).expand(shape)
+        grid = s.quantizer.grid
+        if isinstance(grid, AffineGrid):  # s q + o = s (q + m - (m - o / s)), with codes around the kernel's middle, 8
+            middle = 8 - 2 ** (grid.bits - 1)
+            return kernels.prepare_int4(self.codes.int() + middle, scale, middle - zero.float() / scale)
         if zero is not None:
             return kernels.prepare_int4(self.codes, scale, zero)
-        if s.quantizer.grid.whole is None:  # unsigned with the zero point in the middle
-            return kernels.prepare_int4(self.codes, scale, torch.full_like(scale, s.quantizer.grid.center))
-        scale = scale * s.quantizer.grid.whole[0]
+        if grid.whole is None:  # unsigned with the zero point in the middle
+            return kernels.prepare_int4(self.codes, scale, torch.full_like(scale, grid.center))
+        scale = scale * grid.whole[0]
         return kernels.prepare_int4(self.whole_numbers.to(torch.int32) + 8, scale, torch.full_like(scale, 8))
 
     def extra_repr(self) -> str:
@@ -264,7 +268,7 @@ class QuantizedConv2d(QuantizedModule):
             out = kernels.integer_conv(kernels.unsigned_codes(values, *weight["input"], static.grid.high), weight, bias)
         else:
             weight = self.prepared(lambda: self._conv(1.0, 128))
-            codes, scale = kernels.signed_rows(values)
+            codes, scale = kernels.signed_rows(values, static.bits)
             out = kernels.integer_conv((codes.to(torch.int16) + 128).to(torch.uint8), weight, None).mul_(scale)
             out = out if bias is None else out.add_(bias.view(1, -1, 1, 1))
         keep = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

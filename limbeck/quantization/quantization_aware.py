@@ -115,7 +115,7 @@ class FakeQuantized(nn.Module):
             return fake_on_grid(self.matrix, self.learned_parameter(), quantizer)
         if hasattr(self, "weight_clip"):
             return fake_on_grid(self.matrix, self._clipped(), quantizer)
-        return straight_through(self.matrix.float(), quantizer.decode(quantizer.encode(self.matrix)))
+        return straight_through(self.matrix.float(), quantizer.grid.rounded(self.matrix.detach(), quantizer))
 
     def _clipped(self) -> Tensor:
         widest = dataclasses.replace(self.specification.quantizer, method="minmax").encode(self.matrix).scale.float()
@@ -128,7 +128,7 @@ class FakeQuantized(nn.Module):
             return x.float()
         if not isinstance(static, InputRange):
             flat = x.float() if self.is_convolution else x.float().flatten(0, -2)
-            return fake_quantize_rows(flat).view(x.shape)
+            return fake_quantize_rows(flat, static.bits).view(x.shape)
         if self.average is not None and self.training:
             self._follow(x.detach().float(), static.grid)
         if hasattr(self, "input_upper"):

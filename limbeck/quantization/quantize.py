@@ -30,7 +30,7 @@ from limbeck.quantization.named_grids import named, open_width
 from limbeck.quantization.ranges import activation_ranges, output_paths
 from limbeck.quantization.replacement import float_weight_of, quantized, replace, why_not
 from limbeck.quantization.rounding import as_rounding, from_text, round_weights, to_text
-from limbeck.quantization.specification import DYNAMIC, Specification
+from limbeck.quantization.specification import DYNAMIC, DynamicRange, Specification
 from limbeck.signals import match_paths
 from limbeck.vocabulary import describe
 
@@ -45,13 +45,13 @@ class Quantize:
     grid            another grid by name: "nf4", "fp8_e4m3", "ternary", "binary", "kmeans", "e8", ... (`named_grids.NAMES`), or its name and
                     settings: {"name": "power", "exponent": 0.4}. `bits` counts where the name leaves the width open; None: integers
     activations     "static": asymmetric uint8 ranges calibrated on the train split (a task is needed);
-                    "dynamic": symmetric int8 per token (Linear) or sample (Conv2d), chosen at run time; None: weight-only
+                    "dynamic": symmetric integers per token (Linear) or sample (Conv2d), their scale found at run time; None: weight-only
     symmetric       weights around 0; None: yes with 8 bits or integer activations, no below 8 bits weight-only
     method          how weight scales are found: of integers "minmax" or "mse" (`grids.mse_range`), of others what the grid says; None: "minmax",
                     or the grid's first
     calibration     activation ranges: "minmax", "percentile" (of `percentile`) or "mse", on `examples` training examples
-    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", or an object such
-                    as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
+    rounding        how weights are put on the grid: "nearest", "gptq", "adaround", "reconstruction", "hqq", "decoupleq", "vector_feedback", or an
+                    object such as GPTQ(damping=0.05); those that read data take the same `examples` as the ranges, and float activations
     scale_type      how weight scales are stored; None: float32, and bfloat16 for groups
     compute         type of weight-only products: "float32", or "bfloat16" (fast int4 and int8 kernels at few rows)
     only, ignore    patterns of module paths
@@ -98,10 +98,8 @@ class Quantize:
         for name in ("examples", "batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
-        if self.activation_bits == IDENTITY_BITS or (self.activations == DYNAMIC and self.activation_bits != 8):
-            raise UsageError(
-                f"activation_bits={self.activation_bits!r}: 2 to 8 with static ranges, 8 with dynamic ones"
-            )
+        if self.activation_bits == IDENTITY_BITS:
+            raise UsageError("activation_bits=32: allowed are 2 to 8; float activations are activations: null")
         IntegerGrid(self.activation_bits)
         check_method(self.calibration, self.percentile)
         _ = self.specification.quantizer
@@ -121,7 +119,7 @@ class Quantize:
         if symmetric is None:
             symmetric = self.bits >= 8 or self.activations is not None
         scale_type = self.scale_type or ("bfloat16" if isinstance(granularity, PerGroup) else "float32")
-        dynamic = DYNAMIC if self.activations == DYNAMIC else None
+        dynamic = DynamicRange(self.activation_bits) if self.activations == DYNAMIC else None
         method = self.method or (grid.methods[0] if grid is not None else "minmax")
         bits = self.bits if grid is None else grid.bits
         return Specification(
@@ -145,7 +143,7 @@ class Quantize:
         """Decide; static activations read `examples` examples of the task's train split."""
         if self.bits == IDENTITY_BITS:
             return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
-        chosen, left = self._choose(model)
+        chosen, left = self._found(model)
         ranges: dict[str, dict[str, Any]] = {}
         outputs: dict[str, dict[str, Any]] = {}
         if self.activations == "static" and chosen:
@@ -159,8 +157,7 @@ class Quantize:
                 left[path] = "calibration never reached it"
                 del chosen[path]
         if not chosen:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no weights"
-            raise UsageError(f"nothing in {type(model).__name__} can be quantized ({reasons})")
+            raise UsageError(f"nothing in {type(model).__name__} was reached by calibration")
         entry = self.specification.to_json()
         modules = {
             path: {"type": kind, **entry, "input": ranges.get(path, entry["input"])} for path, kind in chosen.items()
@@ -169,6 +166,21 @@ class Quantize:
         if self.activations == "static":
             decisions["calibration"] = self._calibration
         return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
+
+    def plan_modules(self, model: nn.Module) -> Plan:
+        """The part of the plan that needs neither data nor weights: which modules, and how. For models without data in their parameters."""
+        chosen, left = self._found(model)
+        entry = self.specification.to_json()
+        modules = {path: {"type": kind, **entry} for path, kind in chosen.items()}
+        return Plan(KIND, {"modules": modules, "outputs": {}, "left_alone": left})
+
+    def _found(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+        """As `_choose`. Raises UsageError where it chooses nothing."""
+        chosen, left = self._choose(model)
+        if not chosen:
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no weights"
+            raise UsageError(f"nothing in {type(model).__name__} can be quantized ({reasons})")
+        return chosen, left
 
     def rounded(self, model: nn.Module, task: Any, quantizers: Mapping[str, Quantizer]) -> dict[str, Any]:
         """What a plan says of weights that are rounded otherwise than to the nearest; quantizers by path."""

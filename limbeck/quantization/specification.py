@@ -1,11 +1,12 @@
 """What a plan says of one quantized module, read from and written to JSON.
 
     {"weight": {"bits": 8, "symmetric": true, "granularity": {"channel": 0}, "scale_type": "float32", "method": "minmax", "scale": null},
-     "input": null | "dynamic" | {"bits": 8, "scale": 0.02, "zero_point": 3},
+     "input": null | "dynamic" | {"dynamic": 4} | {"bits": 8, "scale": 0.02, "zero_point": 3},
      "compute": "float32"}
 
 `weight.grid` is there on grids other than integers: {"kind": "NormalFloatGrid", "bits": 4}. `weight.scale` is a list when the scales
-(or the codebooks) were learned, else they follow from the weights by `method`. `compute` is the type in which weight-only products run.
+(or the codebooks) were learned, else they follow from the weights by `method`. `compute` is the type in which weight-only products run. Dynamic inputs
+have 8 bits where none are named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.contract import SCALE_TYPES, Grid, Packed
 from limbeck.quantization.granularity import (
     Granularity,
@@ -49,6 +51,18 @@ class InputRange:
 
 
 @dataclass(frozen=True)
+class DynamicRange:
+    """Symmetric integers of `bits`, their scale found at run time: one per token of a linear layer, one per sample of a convolution."""
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        IntegerGrid(self.bits)
+        if self.bits > 8:
+            raise UsageError(f"dynamic inputs of bits={self.bits!r}: allowed are 2 to 8")
+
+
+@dataclass(frozen=True)
 class Specification:
     """How one module is quantized. Weights are seen as matrices (out, everything else).
 
@@ -61,7 +75,7 @@ class Specification:
     scale_type: str = "float32"
     method: str = "minmax"
     learned_scale: tuple[float, ...] | None = None
-    input: InputRange | str | None = None
+    input: InputRange | DynamicRange | None = None
     compute: str = "float32"
     grid: Grid | None = None
 
@@ -82,7 +96,7 @@ class Specification:
         Scales per tensor or output are repeated for every group.
         """
         grid, size = self.quantizer.grid, getattr(self.granularity, "size", None)
-        if isinstance(grid, IntegerGrid):
+        if isinstance(grid, (IntegerGrid, AffineGrid)):
             fits = grid.bits <= 4
         else:
             fits = grid.whole is not None and grid.whole[1] >= -8 and grid.whole[2] <= 7
@@ -122,7 +136,11 @@ class Specification:
         )
 
     def to_json(self) -> dict[str, Any]:
-        static = self.input if not isinstance(self.input, InputRange) else dict(self.input.__dict__)
+        inputs = self.input
+        if isinstance(inputs, InputRange):
+            inputs = dict(inputs.__dict__)
+        elif inputs is not None:
+            inputs = DYNAMIC if inputs.bits == 8 else {DYNAMIC: inputs.bits}
         weight = {
             "bits": self.bits,
             "symmetric": self.symmetric,
@@ -133,17 +151,13 @@ class Specification:
         }
         if self.grid is not None:
             weight["grid"] = grid_to_json(self.grid)
-        return {"weight": weight, "input": static, "compute": self.compute}
+        return {"weight": weight, "input": inputs, "compute": self.compute}
 
     @staticmethod
     def from_json(value: Any) -> Specification:
         """Read an entry of a plan. Raises ArtifactError for anything that is not one."""
         try:
-            weight, static = dict(value["weight"]), value["input"]
-            if static is not None and static != DYNAMIC:
-                static = InputRange(int(static["bits"]), float(static["scale"]), int(static["zero_point"]))
-                if not (static.scale > 0 and static.grid.low <= static.zero_point <= static.grid.high):
-                    raise ValueError(f"an input scale must be positive and its zero point on the grid, not {static}")
+            weight, inputs = dict(value["weight"]), _inputs(value["input"])
             grid = grid_from_json(weight.pop("grid")) if "grid" in weight else None
             bits = weight.pop("bits")
             if grid is not None and bits != grid.bits:
@@ -155,7 +169,7 @@ class Specification:
                 str(weight.pop("scale_type")),
                 str(weight.pop("method")),
                 None if (scale := weight.pop("scale")) is None else tuple(float(s) for s in scale),
-                static,
+                inputs,
                 str(value["compute"]),
                 grid,
             )
@@ -167,3 +181,15 @@ class Specification:
                 f"an entry of the quantization plan cannot be read ({error}): {value!r:.200}"
             ) from error
         return specification
+
+
+def _inputs(value: Any) -> InputRange | DynamicRange | None:
+    """The reverse of what `Specification.to_json` writes of inputs."""
+    if value is None:
+        return None
+    if value == DYNAMIC or DYNAMIC in value:
+        return DynamicRange() if value == DYNAMIC else DynamicRange(int(value[DYNAMIC]))
+    static = InputRange(int(value["bits"]), float(value["scale"]), int(value["zero_point"]))
+    if not (static.scale > 0 and static.grid.low <= static.zero_point <= static.grid.high):
+        raise ValueError(f"an input scale must be positive and its zero point on the grid, not {static}")
+    return static

@@ -118,6 +118,9 @@ def comparison_page(found: Found) -> str:
         for row in found["objectives"]
     }
     metrics = _metrics(found)
+    reach: dict[str, list[float]] = {}
+    for made in found["comparisons"]:
+        reach.setdefault(made["metric"], []).extend((made["low"], made["high"], *made["differences"]))
     head = ["Objective", *map(title, metrics), "Step", "Memory", *(["Difference"] if found["comparisons"] else [])]
     body = []
     for row in found["objectives"]:
@@ -138,7 +141,8 @@ def comparison_page(found: Found) -> str:
                 if made["objective"] == row["name"]
             ]
             shaped = {"comparisons": rows, "arms": {**arms, "method": arms[row["name"]]}}
-            cells.append(element("td", plot(shaped) if rows else "", data_sort=""))
+            labels = [f"{title(made['metric'])} {_interval(made)}" for made in rows]
+            cells.append(element("td", plot(shaped, labels, reach) if rows else "", data_sort=""))
         body.append(element("tr", *cells))
     first = _table(head, body)
     scales = [

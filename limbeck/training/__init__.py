@@ -13,6 +13,7 @@ from limbeck.training.meta import Aggregator, MetaDistil
 from limbeck.training.online import Online
 from limbeck.training.procedures import Distil, Losses, Procedure, State, Supervised, TaskLoss
 from limbeck.training.prototypes import PrototypeBranch, PrototypeDistil
+from limbeck.training.residuals import residuals, reweighted
 from limbeck.training.sharpness import SharpnessAware
 from limbeck.training.sparse_tuning import SparseDelta, SparseTuning, most_changed, rewind, weights_of
 from limbeck.training.trainer import Trainer
@@ -49,6 +50,8 @@ __all__ = [
     "UncertaintyBalance",
     "gradual_intervention",
     "most_changed",
+    "residuals",
+    "reweighted",
     "rewind",
     "weights_of",
 ]

@@ -17,6 +17,7 @@ GRIDS = {
     "log_sqrt2": named("log_sqrt2", 4),
     "log_unsigned": named({"name": "log", "bits": 4, "signed": False}),
     "power": named("power", 4),
+    "searched_power": named("searched_power", 3),
     "nf4": named("nf4"),
     "nf3": named("nf3"),
     "fp8_e4m3": named("fp8_e4m3"),
@@ -35,7 +36,10 @@ GRIDS = {
     "e8": named("e8", 2),
     "e8_3": named("e8", 3),
     "pyramid": named("pyramid"),
+    "pyramid_beta": named({"name": "pyramid", "gains": "beta"}),
     "pyramid_wide": named({"name": "pyramid", "entries": 16, "pulses": 12, "gain_bits": 5}),
+    "two_of_four": named("two_of_four", 4),
+    "two_of_four_8": named("two_of_four", 8),
     "fourth_roots": named("fourth_roots", 1),
     "fourth_roots2": named("fourth_roots", 2),
 }

@@ -48,6 +48,7 @@ SETTINGS = {
     "static_w4": {"bits": 4},
     "static_a6": {"activation_bits": 6},
     "dynamic": {"activations": "dynamic"},
+    "dynamic_a6": {"activations": "dynamic", "activation_bits": 6},
     "int8": {"activations": None},
     "int8_group": {"activations": None, "weights": 32},
     "int4_group": {"bits": 4, "weights": 32, "activations": None},

@@ -14,6 +14,8 @@ from limbeck.models import resnet
 from limbeck.plan import Plan, apply
 from limbeck.quantization import FoldBatchNorm, Quantize, QuantizedConv2d, QuantizedLinear, kernel_table, plain_kernels
 from limbeck.quantization.kernels import integer_linear, prepare_linear
+from limbeck.quantization.modules import fake_quantize_rows
+from limbeck.quantization.specification import DynamicRange, Specification
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -34,14 +36,14 @@ def test_kernels_equal_the_plain_path_and_come_near_the_float_model(setting, mod
     assert (plain - expected).abs().max() < size * max(4 * steps, 0.1 if "a6" in setting else 0.05)
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
-def test_one_module_on_its_kernel_is_exact(static):
+@pytest.mark.parametrize(("static", "bits"), [(True, 8), (False, 8), (False, 4)], ids=["static", "dynamic", "dynamic4"])
+def test_one_module_on_its_kernel_is_exact(static, bits):
     """With one layer no activation can tip over to the next code: integer sums are the plain path's up to float rounding."""
     for model, task in (
         (nn.Sequential(nn.Linear(64, 16)), Examples(64)),
         (nn.Sequential(nn.Conv2d(3, 8, 3)), Examples(3, 8, 8)),
     ):
-        plan = Quantize(activations="static" if static else "dynamic").plan(model.eval(), task)
+        plan = Quantize(activations="static" if static else "dynamic", activation_bits=bits).plan(model.eval(), task)
         quantized = apply(copy.deepcopy(model), plan)
         assert kernel_table(quantized) == {"0": "int8 onednn"}
         x = task.x
@@ -87,6 +89,19 @@ def test_integer_linear_without_onednn_is_the_same(monkeypatch):
         monkeypatch.undo()
         for found in (first, second):
             assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_dynamic_inputs_against_a_naive_loop(bits):
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    x[2] = 0
+    expected = []
+    for row in x.tolist():
+        step = max(map(abs, row)) / (2 ** (bits - 1) - 1) or 1.0
+        expected.append([round(value / step) * step for value in row])
+    torch.testing.assert_close(fake_quantize_rows(x, bits), torch.tensor(expected))
+    made = Specification(input=DynamicRange(bits))
+    assert Specification.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 @pytest.mark.parametrize("activations", ["static", "dynamic", None])

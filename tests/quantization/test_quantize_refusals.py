@@ -26,7 +26,8 @@ from limbeck.quantization import Quantize
         ({"compute": "float16"}, "compute='float16'"),
         ({"compute": "bfloat16"}, "weight-only"),
         ({"scale_type": "float64"}, "scale_type='float64'"),
-        ({"activation_bits": 4, "activations": "dynamic"}, "activation_bits=4"),
+        ({"activation_bits": 32, "activations": "dynamic"}, "activation_bits=32"),
+        ({"activation_bits": 9, "activations": "dynamic"}, "bits=9"),
     ],
 )
 def test_settings_that_cannot_be_right(settings, words):

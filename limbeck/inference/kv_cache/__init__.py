@@ -2,6 +2,17 @@
 
 from limbeck.inference.kv_cache.averaged import LayerAverage
 from limbeck.inference.kv_cache.base import Compressor, KeyValueCache, Prefix
+from limbeck.inference.kv_cache.generation import cache_bytes, quantized_cache
 from limbeck.inference.kv_cache.low_rank import SharedLowRank
+from limbeck.inference.kv_cache.quantized import QuantizedEntries
 
-__all__ = ["Compressor", "KeyValueCache", "LayerAverage", "Prefix", "SharedLowRank"]
+__all__ = [
+    "Compressor",
+    "KeyValueCache",
+    "LayerAverage",
+    "Prefix",
+    "QuantizedEntries",
+    "SharedLowRank",
+    "cache_bytes",
+    "quantized_cache",
+]
