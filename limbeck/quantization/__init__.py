@@ -1,6 +1,14 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
 from limbeck.quantization.activations import QuantizeSoftmax
+from limbeck.quantization.adaptive_precision import (
+    AdaptivePrecision,
+    mean_words,
+    on_fixed_point,
+    precisions,
+    relative_cost,
+    store_fixed_point,
+)
 from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
@@ -13,6 +21,7 @@ from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.expert_bits import ExpertBits
+from limbeck.quantization.fixed_point import FixedPointGrid
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -50,6 +59,7 @@ __all__ = [
     "AWQ",
     "GPTQ",
     "AdaRound",
+    "AdaptivePrecision",
     "AffineGrid",
     "BinaryGrid",
     "BinarySum",
@@ -61,6 +71,7 @@ __all__ = [
     "DecoupleQ",
     "Equalize",
     "ExpertBits",
+    "FixedPointGrid",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
@@ -101,19 +112,24 @@ __all__ = [
     "finish_codes",
     "finish_qat",
     "kernel_table",
+    "mean_words",
     "named",
     "normalize_inputs",
     "on_buckets",
+    "on_fixed_point",
     "outlier_score",
     "packed_from_bytes",
     "packed_to_bytes",
     "plain_kernels",
+    "precisions",
     "prepare_qat",
-    "quantize_folder",
     "prepare_switching",
+    "quantize_folder",
+    "relative_cost",
     "round_shards",
     "shared_exponent",
     "store",
+    "store_fixed_point",
     "store_switching",
     "stored_bytes",
     "switch",
