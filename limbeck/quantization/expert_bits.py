@@ -108,15 +108,17 @@ class ExpertBits:
         """The width of every expert."""
         found: Choice = {}
         for path, use in self.measure(model, task).items():
-            count = len(use.frequency)
-            losses = {}
-            for width, error in use.error.items():
-                error = error if self.own_errors else error.mean().expand(count)
-                losses[width] = use.frequency**self.frequency * use.routing**self.routing * error**self.error
+            count, losses = len(use.frequency), self.losses(use)
             items = {str(i): [Option(w, w, float(losses[w][i])) for w in self.bits] for i in range(count)}
             picked = allocate(items, self.average_bits * count, at_least=self.at_least)
             found[path] = {int(name): width for name, width in picked.choice.items()}
         return found
+
+    def losses(self, use: Use) -> dict[int, Tensor]:
+        """What the program sums up: f^a w^c e^g of every expert (experts,), by bits."""
+        used = use.frequency**self.frequency * use.routing**self.routing
+        errors = {w: e if self.own_errors else e.mean().expand(len(e)) for w, e in use.error.items()}
+        return {width: used * error**self.error for width, error in errors.items()}
 
     @torch.no_grad()
     def measure(self, model: nn.Module, task: Any) -> dict[str, Use]:

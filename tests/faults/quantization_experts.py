@@ -22,8 +22,8 @@ FAULTS = [
     (
         "experts: errors not squared",
         "quantization/expert_bits.py",
-        "* error**self.error",
-        "* error",
+        "used * error**self.error",
+        "used * error",
         BITS,
     ),
     (

@@ -12,6 +12,7 @@ from limbeck.models import gpt
 from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.plan import apply
 from limbeck.quantization import ExpertBits, Quantize, Quantizer, named
+from limbeck.quantization.expert_bits import Use
 from limbeck.quantization.granularity import PerGroup
 from limbeck.quantization.hessian import matrix, write_matrix
 from limbeck.signals import call
@@ -70,6 +71,13 @@ def test_what_is_measured_is_that_of_whole_passes():
                     write_matrix(linear, quantizer.decode(quantizer.encode(matrix(linear))))
                 expected = sum(float((changed(x).detach() - y).norm()) for x, y in usual)
                 assert float(use.error[width][index]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_loss_of_an_expert_by_hand():
+    use = Use(torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5]), {1: torch.tensor([4.0, 2.0])})
+    assert ExpertBits().losses(use)[1].tolist() == pytest.approx([0.25 * 0.5**1.5 * 16, 0.75 * 0.5**1.5 * 4])
+    found = ExpertBits(routing=0.0, error=1.0, own_errors=False).losses(use)[1]
+    assert found.tolist() == pytest.approx([0.25 * 3, 0.75 * 3])
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "mean"])
