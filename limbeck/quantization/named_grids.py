@@ -15,6 +15,7 @@ from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
+from limbeck.quantization.fixed_point import FixedPointGrid
 from limbeck.quantization.formats import (
     BinaryGrid,
     LevelSet,
@@ -36,6 +37,7 @@ KINDS: dict[str, type[Grid]] = {
     for kind in (
         IntegerGrid,
         AffineGrid,
+        FixedPointGrid,
         LogGrid,
         PowerGrid,
         SearchedPowerGrid,
@@ -56,6 +58,7 @@ KINDS: dict[str, type[Grid]] = {
 NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "integer": (IntegerGrid, {}, "bits"),
     "affine": (AffineGrid, {}, "bits"),
+    "fixed_point": (FixedPointGrid, {}, "word"),
     "power_of_two": (LogGrid, {}, "bits"),
     "log_sqrt2": (LogGrid, {"base": 2**0.5}, "bits"),
     "log": (LogGrid, {}, "bits"),

@@ -13,6 +13,8 @@ GRIDS = {
     "int4": IntegerGrid(4),
     "uint3": IntegerGrid(3, False, False),
     "affine": named("affine", 3),
+    "fixed_point": named("fixed_point", 6),
+    "fixed_point_wide": named("fixed_point", 12),
     "power_of_two": named("power_of_two", 4),
     "log_sqrt2": named("log_sqrt2", 4),
     "log_unsigned": named({"name": "log", "bits": 4, "signed": False}),

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import rounding_examples
 import torch
 
 from limbeck.errors import ArtifactError, UsageError
@@ -32,11 +33,8 @@ GRID = SearchedPowerGrid(3)
 
 
 def layer(rows=6, columns=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    hessian = 2 / 64 * x.T @ x
-    weight = torch.randn(rows, columns, generator=generator)
-    return weight, (hessian + hessian.T)[None] / 2
+    weight, hessian = rounding_examples.layer(rows, columns, seed)
+    return weight, ((hessian + hessian.T) / 2)[None]
 
 
 def total(q, packed, weight, hessian):
@@ -182,10 +180,27 @@ def test_learning_pays_and_is_never_worse(granularity):
     below = PowerForm(weight, start.scale, start.zero_point, GRID, granularity).position.detach().floor()
     away = GRID.codes(packed["near"]).float() - below
     assert ((away >= 0) & (away <= 1)).all()
-    assert any(((GRID.codes(packed[name]).float() - below - 0.5).abs() > 1).any() for name in ("far", "learned"))
     assert (packed["learned"].zero_point != start.zero_point).any()
     for value in packed.values():
         q.check(value)
+
+
+def test_a_position_may_travel_over_all_codes_or_within_reach():
+    """Trained towards another weight than it began with."""
+    weight, hessian = layer(4, 10)[0], torch.eye(10)[None]
+    q = Quantizer(GRID, PerChannel(0))
+    packed = q.encode(weight)
+    for reach in (None, 1, 2):
+        form = PowerForm(weight, packed.scale, packed.zero_point, GRID, PerChannel(0))
+        floor = form.position.detach().floor()
+        method = PowerSearch(iterations=200, learning_rate=0.1, exponent_rate=0.0, penalty=0.0, reach=reach)
+        method._train(form, -weight, hessian, torch.tensor(1.0))
+        away = form.position.detach() - floor
+        if reach is None:
+            torch.testing.assert_close(form.values(form.position), -weight, rtol=0.2, atol=0.2)
+        else:
+            assert away.min() == 1 - reach and away.max() == reach
+        assert form.position.min() >= 0 and form.position.max() <= 6
 
 
 def test_a_row_that_wins_nothing_keeps_what_it_had():
