@@ -28,6 +28,7 @@ from limbeck.quantization.formats import (
 from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
+from limbeck.quantization.power_grid import SearchedPowerGrid
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.two_of_four import TwoOfFourGrid
 
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Grid]] = {
         FixedPointGrid,
         LogGrid,
         PowerGrid,
+        SearchedPowerGrid,
         MinifloatGrid,
         NormalFloatGrid,
         TernaryGrid,
@@ -61,6 +63,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "log_sqrt2": (LogGrid, {"base": 2**0.5}, "bits"),
     "log": (LogGrid, {}, "bits"),
     "power": (PowerGrid, {}, "bits"),
+    "searched_power": (SearchedPowerGrid, {}, "bits"),
     "normal_float": (NormalFloatGrid, {}, "bits"),
     "nf4": (NormalFloatGrid, {"bits": 4}, None),
     "nf3": (NormalFloatGrid, {"bits": 3}, None),

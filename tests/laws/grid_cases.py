@@ -19,6 +19,7 @@ GRIDS = {
     "log_sqrt2": named("log_sqrt2", 4),
     "log_unsigned": named({"name": "log", "bits": 4, "signed": False}),
     "power": named("power", 4),
+    "searched_power": named("searched_power", 3),
     "nf4": named("nf4"),
     "nf3": named("nf3"),
     "fp8_e4m3": named("fp8_e4m3"),
