@@ -199,6 +199,37 @@ def export(
 
 
 @app.command()
+def quantize(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder, or a run of `limbeck compress`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the quantized artifact.")],
+    bits: Annotated[float, typer.Option("--bits", help="8 to 2, 1.58 (-1, 0, 1) or 1 per weight.")] = 8,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="Calibrate on this task, as YAML; `own` for the one in the artifact's recipe. Absent: no data.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="By name, such as gptq; the best of the width when absent.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draws the calibration examples.")] = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize an artifact in one step, with the method that does best at its width."""
+    from limbeck.inspection import quantize_path
+
+    done = quantize_path(artifact, out, bits, task, method, seed, trust=tuple(trust or ()), progress=not as_json)
+    if as_json:
+        show(done)
+    else:
+        say(
+            f"Wrote {done['artifact']} ({done['bytes']:,} bytes of weights, {done['before']:,} before; {done['method']})"
+        )
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder or an artifact folder.")],
     out: Annotated[

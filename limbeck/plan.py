@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "rescale": (1, "limbeck.quantization.equivalence.folds:apply"),
     "rotate": (1, "limbeck.quantization.equivalence.rotate:apply"),
     "clip_weights": (1, "limbeck.quantization.equivalence.awq:apply_clip"),
+    "split_experts": (1, "limbeck.conversion.experts:apply"),
     "grow_classifier": (1, "limbeck.conversion.classifier:apply_growth"),
     "align_classifier": (1, "limbeck.conversion.classifier:apply_alignment"),
 }

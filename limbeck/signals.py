@@ -267,27 +267,65 @@ def capture(
         return tap(batch)
 
 
+def _before(module: nn.Module, change: Callable[[Tensor], Tensor]):
+    """Hook a change of the first input in front of a module; returns the handle."""
+
+    def hook(_, args, kwargs):
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: change(kwargs[first])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 @contextlib.contextmanager
 def injected(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """While the block lasts, the named modules return these tensors in place of what they compute.
+    """While the block lasts, the named modules return these tensors in place of what they compute; "PATH:input" reads one in place of its
+    first input.
 
     with injected(model, {"blocks.1": hidden}), Tap(model, {"blocks.3"}) as tap:
         upper = tap(batch)["blocks.3"]
 
     So a forward pass is continued from a hidden state given from outside; the gradient reaches that state. Modules that
-    return a tuple return it with its first entry replaced. Raises UsageError for an unknown path.
+    return a tuple return it with its first entry replaced. A Tap that is entered before sees what the modules themselves computed, one
+    that is entered after what was put there. Raises UsageError for an unknown path and a tensor of another shape.
     """
     modules, handles = dict(model.named_modules()), []
-    for path in values:
-        if path not in modules or not path:
-            raise UsageError(f"no module is named {path!r} in {type(model).__name__}. {did_you_mean(path, modules)}")
     try:
-        for path, value in values.items():
+        for name, value in values.items():
+            path, _, side = name.partition(":")
+            if path not in modules or not path or side not in ("", "input"):
+                raise UsageError(
+                    f"no module is named {name!r} in {type(model).__name__}. {did_you_mean(path, modules)}"
+                )
 
-            def replace(_, __, output, value=value):
-                return (value, *output[1:]) if isinstance(output, tuple) else value
+            def fitting(own, name=name, value=value):
+                if own.shape != value.shape:
+                    raise UsageError(
+                        f"{name!r} is {tuple(own.shape)} and cannot be replaced by a tensor {tuple(value.shape)}"
+                    )
+                return value
 
-            handles.append(modules[path].register_forward_hook(replace))
+            def replace(_, __, output, fitting=fitting):
+                return (fitting(output[0]), *output[1:]) if isinstance(output, tuple) else fitting(output)
+
+            module = modules[path]
+            handles.append(_before(module, fitting) if side else module.register_forward_hook(replace))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def detached(model: nn.Module, patterns: Iterable[str]) -> Iterator[nn.Module]:
+    """While the block lasts, no gradient flows back through the first input of the modules that the patterns name."""
+    paths = dict.fromkeys(path for pattern in patterns for path in match_paths(model, pattern))
+    handles = []
+    try:
+        for path in paths:
+            handles.append(_before(model.get_submodule(path), Tensor.detach))
         yield model
     finally:
         for handle in handles:

@@ -2,6 +2,7 @@
 
 from limbeck.conversion.blockwise import BlockwiseDistil
 from limbeck.conversion.classifier import AlignClassifier, GrowClassifier
+from limbeck.conversion.experts import SplitExperts
 from limbeck.conversion.replace import Replace
 
 __all__ = [
@@ -9,4 +10,5 @@ __all__ = [
     "BlockwiseDistil",
     "GrowClassifier",
     "Replace",
+    "SplitExperts",
 ]

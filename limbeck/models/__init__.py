@@ -1,5 +1,6 @@
 """Small reference architectures, and real ones from transformers."""
 
+from limbeck.models.binary import binary_encoder
 from limbeck.models.branched import branched_resnet
 from limbeck.models.cnn import cnn
 from limbeck.models.convnet import convnet
@@ -16,11 +17,13 @@ from limbeck.models.prototypes import prototype_resnet
 from limbeck.models.resnet import resnet, wide_resnet
 from limbeck.models.sentence_encoder import load_sentence_encoder, sentence_encoder, student_encoder
 from limbeck.models.signal import signal_cnn, signal_transformer
+from limbeck.models.spiking import spiking_vit
 from limbeck.models.unet import unet
 from limbeck.models.vit import vit
 from limbeck.models.vq_autoencoder import vq_autoencoder
 
 __all__ = [
+    "binary_encoder",
     "branched_resnet",
     "cnn",
     "convnet",
@@ -41,6 +44,7 @@ __all__ = [
     "sentence_encoder",
     "signal_cnn",
     "signal_transformer",
+    "spiking_vit",
     "student_encoder",
     "transformer",
     "unet",

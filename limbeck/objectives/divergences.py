@@ -85,6 +85,18 @@ def directions(x: Tensor) -> Tensor:
     return torch.where(length > 0, precise(x) / torch.where(length > 0, length, 1.0), 0.0)
 
 
+def direction_distance(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+    """| x / |x| - y / |y| | of whole tensors of one shape, with their Frobenius norms, in float32: a scalar, between 0 and 2.
+
+    weights: of the squares of the entries, broadcast from the left. A tensor of zeros stays zero and gets no gradient.
+    """
+    if weights is not None:
+        x, y = precise(x), precise(y)
+        root = weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.dim() - weights.dim())).sqrt()
+        x, y = x * root, y * root
+    return norm(directions(x.flatten()), directions(y.flatten()))
+
+
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     """1 - <x, y> / (|x| |y|) over the last axis of (..., D); returns (...), between 0 and 2."""
     return 1 - F.cosine_similarity(precise(x), precise(y), dim=-1)

@@ -245,7 +245,7 @@ def two_of_four(scores: Tensor, axis: int) -> Tensor:
     """True at the two lowest of every four neighbours along an axis whose length is a multiple of four."""
     moved = scores.movedim(axis, -1)
     order = moved.reshape(-1, 4).sort(dim=1, stable=True).indices[:, :2]
-    gone = torch.zeros(order.shape[0], 4, dtype=torch.bool).scatter_(1, order, True)
+    gone = torch.zeros(order.shape[0], 4, dtype=torch.bool, device=scores.device).scatter_(1, order, True)
     return gone.reshape(moved.shape).movedim(-1, axis).contiguous()
 
 

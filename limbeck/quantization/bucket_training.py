@@ -9,9 +9,7 @@ Sources: Polino et al., "Model compression via distillation and quantization", 2
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from limbeck.errors import UsageError
 from limbeck.quantization.buckets import (
@@ -22,9 +20,8 @@ from limbeck.quantization.buckets import (
     quantile_levels,
     uniform_levels,
 )
+from limbeck.quantization.parametrized import finish_weights, on_weights, parametrized_weights
 from limbeck.quantization.straight_through import straight_through
-
-WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class OnLevels(nn.Module):
@@ -56,37 +53,24 @@ def on_buckets(model: nn.Module, bits: int, size: int = 256, learn: str = "weigh
     check(bits, size)
     if learn not in ("weights", "levels"):
         raise UsageError(f"learn={learn!r}: allowed are 'weights' and 'levels'")
-    layers = [module for module in model.modules() if isinstance(module, WEIGHTS)]
-    if not layers or any(parametrize.is_parametrized(layer) for layer in layers):
-        raise UsageError("the model has no linear or convolution layer, or its weights are parametrized already")
+    on_weights(model, lambda weight: OnLevels(weight, bits, size, learn))
     if learn == "levels":
         model.requires_grad_(False)
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", OnLevels(layer.weight, bits, size, learn))
+        for _, found, _ in parametrized_weights(model, OnLevels):
+            found.requires_grad_(True)
     return model
 
 
 def store(model: nn.Module) -> dict[str, Bucketed]:
     """What is stored of every bucketed weight, by the path of its parameter; the model ends with plain weights that were decoded
     from the bytes. Raises UsageError for a model that `on_buckets` did not prepare."""
-    out = {}
-    for path, module in model.named_modules():
-        if not (isinstance(module, WEIGHTS) and parametrize.is_parametrized(module, "weight")):
-            continue
-        found = module.parametrizations.weight
-        if not isinstance(found[0], OnLevels):
-            continue
-        quantizer = found[0].quantizer()
-        out[f"{path}.weight"] = stored = quantizer.encode(found.original)
-        weight = quantizer.decode(Bucketed.from_bytes(stored.to_bytes()))
-        kept = found.original
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-        with torch.no_grad():
-            module.weight.copy_(weight)
-        module.weight.requires_grad_(kept.requires_grad)
-    if not out:
-        raise UsageError("the model has no weight on buckets: call on_buckets first")
-    return out
+
+    def stored(found: OnLevels, weight: Tensor) -> tuple[Bucketed, Tensor]:
+        quantizer = found.quantizer()
+        kept = quantizer.encode(weight)
+        return kept, quantizer.decode(Bucketed.from_bytes(kept.to_bytes()))
+
+    return finish_weights(model, OnLevels, stored, "on_buckets")
 
 
 def stored_bytes(model: nn.Module, stored: dict[str, Bucketed]) -> int:

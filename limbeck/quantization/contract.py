@@ -90,6 +90,10 @@ class Grid:
         """The values, float32, in the shape that was encoded."""
         raise NotImplementedError
 
+    def rounded(self, x: Tensor, quantizer: Quantizer) -> Tensor:
+        """decode(encode(x)): what x (...) becomes, float32. Grids for which packing takes long have a shorter way."""
+        return self.decode(self.encode(x, quantizer), quantizer)
+
     def check(self, packed: Packed) -> None:
         """Raise ArtifactError for codes that are not on the grid."""
         raise NotImplementedError

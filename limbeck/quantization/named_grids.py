@@ -15,6 +15,7 @@ from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
+from limbeck.quantization.fixed_point import FixedPointGrid
 from limbeck.quantization.formats import (
     BinaryGrid,
     LevelSet,
@@ -27,15 +28,19 @@ from limbeck.quantization.formats import (
 from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
+from limbeck.quantization.power_grid import SearchedPowerGrid
 from limbeck.quantization.pyramids import PyramidGrid
+from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 KINDS: dict[str, type[Grid]] = {
     kind.__name__: kind
     for kind in (
         IntegerGrid,
         AffineGrid,
+        FixedPointGrid,
         LogGrid,
         PowerGrid,
+        SearchedPowerGrid,
         MinifloatGrid,
         NormalFloatGrid,
         TernaryGrid,
@@ -46,16 +51,19 @@ KINDS: dict[str, type[Grid]] = {
         LatticeGrid,
         PyramidGrid,
         FourthRootGrid,
+        TwoOfFourGrid,
     )
 }
 # name -> (kind, settings, the field that `bits` sets or None where the width is fixed)
 NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "integer": (IntegerGrid, {}, "bits"),
     "affine": (AffineGrid, {}, "bits"),
+    "fixed_point": (FixedPointGrid, {}, "word"),
     "power_of_two": (LogGrid, {}, "bits"),
     "log_sqrt2": (LogGrid, {"base": 2**0.5}, "bits"),
     "log": (LogGrid, {}, "bits"),
     "power": (PowerGrid, {}, "bits"),
+    "searched_power": (SearchedPowerGrid, {}, "bits"),
     "normal_float": (NormalFloatGrid, {}, "bits"),
     "nf4": (NormalFloatGrid, {"bits": 4}, None),
     "nf3": (NormalFloatGrid, {"bits": 3}, None),
@@ -72,6 +80,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "kmeans": (CodebookGrid, {}, "index_bits"),
     "e8": (LatticeGrid, {}, "width"),
     "pyramid": (PyramidGrid, {}, None),
+    "two_of_four": (TwoOfFourGrid, {}, "width"),
     "fourth_roots": (FourthRootGrid, {}, "stages"),
 }
 

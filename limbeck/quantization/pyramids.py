@@ -3,10 +3,16 @@
     v (d)  ->  p in Z^d with sum |p_i| = K, along v;   v^ = g p / ||p||_2
 
 The points are numbered by counting: N(d, K) = N(d-1, K) + N(d, K-1) + N(d-1, K-1) of them, so an index takes ceil(log2 N) bits and is the
-number of points before p. Lengths lie on uniform levels 0 .. 2^gain_bits - 1 of the largest one that shares the scale.
+number of points before p. Lengths lie on 2^b levels:
 
-Source: Fischer, "A pyramid vector quantizer", 1986; of its use for weights: van der Ouderaa et al., "Pyramid vector quantization for LLMs",
-2024 (there after rotations, with lengths at quantiles of a Beta distribution).
+    "uniform"   i / (2^b - 1) of the largest one that shares the scale
+    "beta"      sqrt(F^-1((i + 1/2) / 2^b)) of the norm of all n numbers that share it, F of Beta(d/2, (n - d)/2): where the lengths of a
+                vector's parts lie that is uniform on the sphere, as rotated weights nearly are. There is no level 0.
+
+The length stored is the level nearest to the part of v along p. Vectors one after another, with errors made up for: `vector_feedback`.
+
+Source: Fischer, "A pyramid vector quantizer", 1986; of its use for weights, with Beta quantiles after a rotation: van der Ouderaa et al.,
+"Pyramid vector quantization for LLMs", 2024, of which the abstract and openings were read; where levels lie in their cells is a choice here.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from limbeck.errors import ArtifactError, UsageError
 from limbeck.quantization.codebooks import check_channels, whole_vectors
 from limbeck.quantization.contract import SCALE_TYPES, Grid, Layout, Packed, as_stored
 from limbeck.quantization.formats import check_whole
-from limbeck.quantization.granularity import Granularity, PerGroup, parameter_shape, rows, spread
+from limbeck.quantization.granularity import Granularity, PerChannel, PerGroup, parameter_shape, rows, spread
 from limbeck.quantization.packing import pack_wide, packed_length, unpack_wide
 
 
@@ -112,20 +118,41 @@ def onto_pyramid(v: Tensor, pulses: int) -> Tensor:
     return torch.where(v < 0, -p, p)
 
 
+@functools.lru_cache(maxsize=64)
+def gain_levels(kind: str, bits: int, entries: int, shared: int) -> Tensor:
+    """The levels of lengths in units of the scale, rising, float32 (2^bits,); see the module.
+
+    shared: n, how many numbers share a scale. Where one vector has a scale of its own, every "beta" level is 1.
+    """
+    if kind == "uniform":
+        return torch.arange(2**bits) / (2**bits - 1)
+    if shared <= entries:
+        return torch.ones(2**bits)
+    from scipy.special import betaincinv
+
+    middles = (torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits
+    squares = betaincinv(entries / 2, (shared - entries) / 2, middles.numpy())
+    return torch.from_numpy(squares).sqrt().float()
+
+
 @dataclass(frozen=True)
 class PyramidGrid(Grid):
     """entries: d, consecutive elements of the last axis, 2 to 64; a short last vector is filled up with zeros. pulses: K. gain_bits: of a
-    vector's length, 1 to 16. One scale per granularity: the largest length. Index and length together take at most 62 bits."""
+    vector's length, 1 to 16. gains: "uniform" or "beta", where lengths lie. One scale per granularity: the largest length, or with "beta"
+    the norm. Index and length together take at most 62 bits."""
 
     methods: ClassVar[tuple[str, ...]] = ("minmax",)
     entries: int = 8
     pulses: int = 6
     gain_bits: int = 4
+    gains: str = "uniform"
 
     def __post_init__(self) -> None:
         check_whole("entries", self.entries, 2, 64)
         check_whole("pulses", self.pulses, 1, 64)
         check_whole("gain_bits", self.gain_bits, 1, 16)
+        if self.gains not in ("uniform", "beta"):
+            raise UsageError(f"gains={self.gains!r}: allowed are 'uniform' and 'beta'")
         if self.vector_bits > 62:
             raise UsageError(f"{self}: an index of {self.vector_bits} bits, at most 62; take fewer entries or pulses")
 
@@ -154,7 +181,8 @@ class PyramidGrid(Grid):
         check_channels(x, quantizer.granularity, self.entries)
         size = x.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # lengths must not overflow
         lengths = self._vectors(x.float() / size).norm(dim=-1)
-        largest = rows(lengths, self._of_vectors(quantizer.granularity)).amax(1) * size
+        lengths = rows(lengths, self._of_vectors(quantizer.granularity), fill=0.0)
+        largest = (lengths.norm(dim=1) if self.gains == "beta" else lengths.amax(1)) * size
         scale = largest.clamp(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
         scale = torch.where(largest == 0, 0.0, as_stored(scale, quantizer.scale_type)).to(
             SCALE_TYPES[quantizer.scale_type]
@@ -171,10 +199,8 @@ class PyramidGrid(Grid):
 
     def decode(self, packed: Packed, quantizer) -> Tensor:
         codes = self.codes(packed)
-        points = unrank(codes >> self.gain_bits, self.entries, self.pulses).float()
-        lengths = (codes & (2**self.gain_bits - 1)).float() / (2**self.gain_bits - 1)
-        lengths = lengths * spread(packed.scale.float(), codes.shape, self._of_vectors(quantizer.granularity))
-        values = points / points.norm(dim=-1, keepdim=True) * lengths.unsqueeze(-1)
+        scale = spread(packed.scale.float(), codes.shape, self._of_vectors(quantizer.granularity))
+        values = self._values(codes, scale, self.levels(packed.shape, quantizer.granularity))
         return values.flatten(-2)[..., : (packed.shape or (1,))[-1]].reshape(packed.shape)
 
     def check(self, packed: Packed) -> None:
@@ -182,6 +208,49 @@ class PyramidGrid(Grid):
             raise ArtifactError(f"a stored index is none of the {self.points} points of {self}")
         if (packed.scale < 0).any():
             raise ArtifactError(f"a stored scale of {self} is negative")
+
+    def levels(self, shape: Sequence[int], granularity: Granularity) -> Tensor:
+        """`gain_levels` for a tensor of this shape."""
+        *outer, width = shape or (1,)
+        width = math.ceil(width / self.entries) * self.entries
+        if isinstance(granularity, PerGroup):
+            shared = min(granularity.size, width)
+        else:
+            shared = math.prod(outer) * width
+            shared = shared // shape[granularity.axis] if isinstance(granularity, PerChannel) else shared
+        return gain_levels(self.gains, self.gain_bits, self.entries, shared if self.gains == "beta" else 0)
+
+    def nearest_vectors(
+        self, x: Tensor, scale: Tensor, levels: Tensor, metric: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes int64 (...) and values float32 (..., d) of vectors x (..., d), with scales (...) and `levels`.
+
+        metric: symmetric M (d, d), in which the error of the length is measured, (x - g p)^T M (x - g p); by default the identity.
+        """
+        points = onto_pyramid(x, self.pulses)
+        unit = points / points.norm(dim=-1, keepdim=True)
+        each = torch.where(scale == 0, 1.0, scale)
+        if metric is None:
+            along = (x / each.unsqueeze(-1) * unit).sum(-1)
+        else:
+            turned = unit.to(metric.dtype) @ metric
+            found = (x / each.unsqueeze(-1) * turned).sum(-1) / (unit * turned).sum(-1)
+            along = found.to(torch.float32)
+        levels = levels.to(x.device)
+        lengths = torch.bucketize(along, (levels[1:] + levels[:-1]) / 2)
+        lengths = torch.where((scale == 0) | (levels[0] == levels[-1]), 0, lengths)
+        codes = (rank(points, self.pulses) << self.gain_bits) + lengths
+        codes = torch.where(levels[lengths] * scale == 0, lengths, codes)  # a length of 0 has one code
+        return codes, self._values(codes, scale, levels)
+
+    def store(self, codes: Tensor) -> Tensor:
+        """What is stored of codes (..., vectors): uint8."""
+        return pack_wide(codes, self.vector_bits)
+
+    def _values(self, codes: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+        points = unrank(codes >> self.gain_bits, self.entries, self.pulses).float()
+        lengths = levels.to(codes.device)[codes & (2**self.gain_bits - 1)] * scale
+        return points / points.norm(dim=-1, keepdim=True) * lengths.unsqueeze(-1)
 
     def _vectors(self, x: Tensor) -> Tensor:
         x = x.float().contiguous().reshape(x.shape or (1,))  # lengths are sums: their order must not depend on strides
@@ -192,11 +261,6 @@ class PyramidGrid(Grid):
 
     def _place(self, x: Tensor, scale: Tensor, granularity: Granularity) -> Packed:
         vectors = self._vectors(x)
-        points = onto_pyramid(vectors, self.pulses)
-        each = spread(scale.float(), vectors.shape[:-1], self._of_vectors(granularity))
-        along = (vectors / torch.where(each == 0, 1.0, each).unsqueeze(-1) * points).sum(-1) / points.norm(dim=-1)
-        levels = 2**self.gain_bits - 1
-        lengths = torch.where(each == 0, 0.0, (along * levels).round().clamp(0, levels)).long()
-        index = torch.where(lengths == 0, 0, rank(points, self.pulses))  # a length of 0 has one code
-        codes = (index << self.gain_bits) + lengths
-        return Packed(pack_wide(codes, self.vector_bits), scale, None, tuple(x.shape))
+        each = spread(scale.float(), vectors.shape[:-1], self._of_vectors(granularity)).expand(vectors.shape[:-1])
+        codes, _ = self.nearest_vectors(vectors, each, self.levels(x.shape, granularity))
+        return Packed(self.store(codes), scale, None, tuple(x.shape))

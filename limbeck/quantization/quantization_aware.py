@@ -115,7 +115,7 @@ class FakeQuantized(nn.Module):
             return fake_on_grid(self.matrix, self.learned_parameter(), quantizer)
         if hasattr(self, "weight_clip"):
             return fake_on_grid(self.matrix, self._clipped(), quantizer)
-        return straight_through(self.matrix.float(), quantizer.decode(quantizer.encode(self.matrix)))
+        return straight_through(self.matrix.float(), quantizer.grid.rounded(self.matrix.detach(), quantizer))
 
     def _clipped(self) -> Tensor:
         widest = dataclasses.replace(self.specification.quantizer, method="minmax").encode(self.matrix).scale.float()

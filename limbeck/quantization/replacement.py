@@ -17,7 +17,9 @@ def why_not(module: nn.Module) -> str | None:
     if isinstance(module, QuantizedModule):
         return "it is quantized already"
     if kind is not nn.Linear and kind is not nn.Conv2d and not is_conv1d(module):
-        return f"a {kind.__name__} stays in float"
+        fused = any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        hint = "; SplitExperts of limbeck.conversion gives experts linear layers of their own" if fused else ""
+        return f"a {kind.__name__} stays in float{hint}"
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros":
             return f"padding mode {module.padding_mode!r}"

@@ -128,6 +128,8 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
     from limbeck.quantization.decoupled import DecoupleQ
     from limbeck.quantization.gptq import GPTQ
     from limbeck.quantization.half_quadratic import HalfQuadratic
+    from limbeck.quantization.power_search import PowerSearch
+    from limbeck.quantization.vector_feedback import VectorFeedback
 
     known = {
         "nearest": None,
@@ -136,6 +138,8 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
         "reconstruction": BlockReconstruction,
         "hqq": HalfQuadratic,
         "decoupleq": DecoupleQ,
+        "nupes": PowerSearch,
+        "vector_feedback": VectorFeedback,
     }
     if rounding not in known:
         raise UsageError(

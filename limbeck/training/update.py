@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
+from limbeck.objectives.base import Loss
 from limbeck.signals import to_device
 from limbeck.training.batches import split
 from limbeck.training.config import TrainingConfig
 from limbeck.training.optimizers import make_optimizer
-from limbeck.training.procedures import Procedure, State
+from limbeck.training.procedures import Losses, Procedure, State
 
 
 class Updater:
@@ -95,20 +96,21 @@ class Updater:
         return losses
 
     def _backward(self, losses, share: float) -> None:
-        remaining = len(losses)
-        for name, loss in losses.items():
+        shared = together(losses)
+        remaining = len(shared)
+        for names, loss in shared:
             remaining -= 1
-            value = loss.value if share == 1.0 else loss.value * share
+            name, value = names[0], loss.value if share == 1.0 else loss.value * share
             if not value.requires_grad or value.numel() != 1:
                 raise UsageError(
                     f"the loss {name!r} of {type(self.procedure).__name__}.step must be one number that depends on what is "
                     f"trained; it has the shape {tuple(value.shape)} and requires_grad={value.requires_grad}"
                 )
-            own = self.parameters[name] if len(self.optimizers) > 1 else None
+            own = [p for n in names for p in self.parameters[n]] if len(self.optimizers) > 1 else None
             value.backward(inputs=own, retain_graph=remaining > 0)
 
     def _collect(self, values: dict[str, Tensor], losses, share: float) -> None:
-        for name, loss in losses.items():
+        for (name, *_), loss in together(losses):
             _add(values, "loss", loss.value.detach(), share)
             prefix = "parts." if len(self.optimizers) == 1 else f"parts.{name}."
             for part, value in loss.parts.items():
@@ -147,3 +149,11 @@ class Updater:
 def _add(values: dict[str, Tensor], name: str, value: Tensor, share: float) -> None:
     value = value if share == 1.0 else value * share
     values[name] = values[name] + value if name in values else value
+
+
+def together(losses: Losses) -> list[tuple[list[str], Loss]]:
+    """Optimizers that follow the very same loss, and that loss: they share one backward pass."""
+    found: dict[int, tuple[list[str], Loss]] = {}
+    for name, loss in losses.items():
+        found.setdefault(id(loss), ([], loss))[0].append(name)
+    return list(found.values())

@@ -69,6 +69,7 @@ from limbeck.objectives import (
     TokenContrast,
     TokenGraph,
     TokenRelations,
+    TopKTargets,
     TotalVariation,
     TransformedTargets,
     UniversalSelfKD,
@@ -128,6 +129,8 @@ CASES = {
     "skew_reverse": Case(SkewKL(2.0, direction="reverse"), TOKENS),
     "total_variation": Case(TotalVariation(), TOKENS),
     "adaptive_kl": Case(AdaptiveKL(), TOKENS),
+    "top_k": Case(TopKTargets(k=2, weight=0.5), TOKENS),
+    "top_k-reverse": Case(TopKTargets(k=1, head="reverse", rest="forward")),
     "standardized": Case(StandardizedTargets(), TOKENS),
     "transformed": Case(TransformedTargets(), distance=False),
     "transformed-weighted": Case(TransformedTargets(weighted=True), TOKENS, distance=False),
@@ -232,6 +235,10 @@ CASES = {
     "token_relations": Case(TokenRelations("layer", "layer", heads=1), TOKENS),
     "token_relations-mse": Case(TokenRelations(["layer"], ["layer"], heads=1, loss="mse"), TOKENS),
     "token_relations-maps": Case(TokenRelations("layer", "layer", heads=1, loss="maps"), TOKENS),
+    "token_relations-direction": Case(
+        TokenRelations("layer", "layer", heads=1, loss="direction"), TOKENS, per_example=False
+    ),
+    "hint-direction": Case(Hint("layer", loss="direction"), TOKENS, per_example=False),
     "token_relations-places": Case(TokenRelations("layer", "layer", heads=1), MAPS),
     "token_graph": Case(TokenGraph("layer", neighbours=3), TOKENS, per_example=False),
     "token_graph-forward": Case(TokenGraph("layer", sigma=0.2, direction="forward"), MAPS, per_example=False),

@@ -15,6 +15,7 @@ from limbeck.quantization.grids import IntegerGrid, PerTensor, Quantizer
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.named_grids import KINDS, NAMES, grid_from_json, grid_to_json, named
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
+from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 
 def equal(a: Packed, b: Packed) -> bool:
@@ -53,7 +54,7 @@ def test_no_other_value_is_nearer(grid, granularity, scale_type):
     x = numbers(4, 32, seed=2)  # other values, with the parameters that are there
     found = q.decode(q.project(x, packed))
     error = (found - x).square()
-    entries = {"kmeans_vectors": 4, "e8": 8, "e8_3": 8}.get(grid, 1)
+    entries = {"kmeans_vectors": 4, "two_of_four": 4, "two_of_four_8": 4, "e8": 8, "e8_3": 8}.get(grid, 1)
     error = error.unflatten(1, (-1, entries)).sum(2)
     generator = torch.Generator().manual_seed(3)
     for trial in range(256 if isinstance(q.grid, LevelGrid | IntegerGrid) else 100):
@@ -73,6 +74,8 @@ def some_codes(q, packed, generator, trial):
         code = trial % count
         code = code if not math.isnan(q.grid.table[code]) else 0
         return Packed(q.grid.store(torch.full(packed.shape, code)), packed.scale, None, packed.shape)
+    if isinstance(q.grid, TwoOfFourGrid):
+        return q.project(numbers(*packed.shape, seed=10 + trial), packed)
     stored = torch.randint(0, 256, packed.codes.shape, generator=generator).to(torch.uint8)
     return Packed(stored, packed.scale, packed.zero_point, packed.shape, packed.codebook)
 

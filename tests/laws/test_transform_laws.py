@@ -15,10 +15,10 @@ import limbeck.pruning
 import limbeck.quantization
 from limbeck.artifact import load, save
 from limbeck.build import build, lineage
-from limbeck.conversion import AlignClassifier, GrowClassifier, Replace
+from limbeck.conversion import AlignClassifier, GrowClassifier, Replace, SplitExperts
 from limbeck.errors import ArtifactError
 from limbeck.factorization import LowRank
-from limbeck.models import encoder, resnet, vit
+from limbeck.models import encoder, resnet, transformer, vit
 from limbeck.plan import KINDS, Plan, apply
 from limbeck.pruning import (
     ActivationNorm,
@@ -77,11 +77,23 @@ class Task:
         return {"input_ids": torch.randint(0, 40, (count, 9), generator=generator), "attention_mask": mask}
 
 
+MIXTRAL = {
+    "model_type": "mixtral",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 4,
+}
 MODELS = {
     "resnet": (lambda: resnet(14, 2), Task(images=True)),
     "vit": (lambda: vit(8, 4, 2, depth=3, width=32, heads=4), Task(images=True)),
     "encoder": (lambda: encoder(40, 2, 16, 3, 32, 4), Task(images=False)),
+    "mixtral": (lambda: transformer("AutoModelForCausalLM", MIXTRAL), Task(images=False)),
 }
+USUAL = ("resnet", "vit", "encoder")
 
 # name -> (transform, the same one set to change nothing or None where it has no such setting, do its weights still train)
 TRANSFORMS = {
@@ -98,6 +110,7 @@ TRANSFORMS = {
     "AlignClassifier": (AlignClassifier(1), None, True),
     "GrowClassifier": (GrowClassifier(5), GrowClassifier(2), True),
     "Replace": (Replace("blocks.*.feed_forward", "limbeck.models.layers:FeedForward", {"width": 32, "hidden": 16}), None, True),
+    "SplitExperts": (SplitExperts(), SplitExperts(), True),
     "FoldBatchNorm": (FoldBatchNorm(), FoldBatchNorm(), True),
     "SmoothQuant": (SmoothQuant(batch_size=4), SmoothQuant(batch_size=4), True),
     "AWQ": (AWQ(4, 16, grid=4, batch_size=4), AWQ(4, 16, grid=4, batch_size=4), True),
@@ -116,8 +129,12 @@ TRANSFORMS = {
     "Quantize-codebooks": (Quantize(grid="kmeans", bits=3, activations=None), Quantize(bits=32), False),
 }  # fmt: skip
 ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.quantization)
-ONLY = {"Replace": ("vit", "encoder"), "TrimVocabulary": ("encoder",)}  # models that have what is transformed
-CASES = [(name, model) for name in TRANSFORMS for model in MODELS if model in ONLY.get(name, MODELS)]
+ONLY = {
+    "Replace": ("vit", "encoder"),
+    "TrimVocabulary": ("encoder",),
+    "SplitExperts": ("mixtral",),
+}  # models that have what is transformed
+CASES = [(name, model) for name in TRANSFORMS for model in MODELS if model in ONLY.get(name, USUAL)]
 each = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{n}-{m}" for n, m in CASES])
 
 

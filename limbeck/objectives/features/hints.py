@@ -69,8 +69,9 @@ class Hint(_Projected):
     L = mean over positions of distance(r(h_s), h_t),   r: identity, a linear layer or a 1x1 convolution
 
     student, teacher: module paths; one name serves both. loss: "mse" (mean over the width), "l1", "smooth_l1", "cosine", or
-    "half_squared_norm" (1/2 |.|^2 of an example's whole map or vector, or of a token), or "norm" (|.| of a token, a vector or a
-    place of a map). projector: see
+    "half_squared_norm" (1/2 |.|^2 of an example's whole map or vector, or of a token), "norm" (|.| of a token, a vector or a
+    place of a map), or "direction" (|r(h_s) / |r(h_s)| - h_t / |h_t|| with the norms of all positions of the batch together: Qin et al., "BiBERT",
+    ICLR 2022, as the authors' code has it for hidden states). projector: see
     `limbeck.objectives.connectors.projector`. resizing of maps of two sizes: "pool" or "interpolate". standardize: the teacher's
     feature of each position minus its mean over the width, over its deviation (Wei et al., "Contrastive Learning Rivals Masked Image
     Modeling in Fine-tuning via Feature Distillation", 2022, section 3). normalize: both features of each position are scaled to length 1,
@@ -96,7 +97,7 @@ class Hint(_Projected):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "loss", self.loss, tuple(DISTANCES))
+        require_choice(self, "loss", self.loss, (*DISTANCES, "direction"))
         require_choice(self, "projector", self.projector, connect.PROJECTORS)
         require_choice(self, "resizing", self.resizing, connect.RESIZINGS)
 
@@ -106,6 +107,8 @@ class Hint(_Projected):
             target = F.layer_norm(positions.precise(target), target.shape[-1:])
         if self.normalize:
             own, target = divergences.directions(own), divergences.directions(target)
+        if self.loss == "direction":
+            return divergences.direction_distance(own, target, weights)
         loss = DISTANCES[self.loss](own, target)
         if self.loss == "half_squared_norm" and own.dim() == 4:
             loss = loss.sum(dim=(1, 2)) if weights is None else (loss * (weights != 0)).sum(dim=(1, 2))

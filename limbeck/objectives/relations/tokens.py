@@ -25,6 +25,7 @@ class TokenRelations(Objective):
     loss="kl":   L = mean over heads and tokens i of KL(softmax_j(S_t)_i || softmax_j(S_s)_i)
     loss="mse":  L = mean over heads and pairs i, j of (S_t - S_s)_ij^2, the products themselves
     loss="maps": L = mean over heads and pairs i, j of (softmax_j(S_t) - softmax_j(S_s))_ij^2
+    loss="direction": L = |S_t / |S_t| - S_s / |S_s||, norms over all examples, heads and pairs of the batch: their size does not matter
 
     student, teacher: one signal, related with itself, or two: ("PATH.query", "PATH.key") gives the attention maps,
     "PATH.value" the value relations; QQ and KK alike, of any layer. heads: relation heads, the same number in both
@@ -37,7 +38,8 @@ class TokenRelations(Objective):
     Source: Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
     Transformers", 2020, eq. 7-9 (QK and VV); Wang et al., "MiniLMv2", 2021, eq. 4-6 (QQ, KK, VV, relation heads). "mse" on
     QK: Jiao et al., "TinyBERT", 2020, eq. 7. "maps" on a hidden state: Zhang et al., "Knowledge Distillation via Token-level
-    Relationship Graph", 2023 (contextual loss).
+    Relationship Graph", 2023 (contextual loss). "direction" on QQ, KK and VV: Qin et al., "BiBERT", ICLR 2022, eq. 12 and 13
+    (direction-matching distillation); the norm is not squared, as in the authors' code.
     """
 
     student: str | Sequence[str]
@@ -57,7 +59,7 @@ class TokenRelations(Objective):
             object.__setattr__(self, name, value if isinstance(value, str) else pair)
         if isinstance(self.heads, bool) or not isinstance(self.heads, int) or self.heads < 1:
             raise UsageError(f"{self.name}: heads={self.heads!r} must be a whole number of at least 1")
-        require_choice(self, "loss", self.loss, ("kl", "mse", "maps"))
+        require_choice(self, "loss", self.loss, ("kl", "mse", "maps", "direction"))
 
     @property
     def reads(self) -> Reads:
@@ -69,6 +71,8 @@ class TokenRelations(Objective):
         weights = self._weights([*ours, *theirs], batch)
         own, target = (self._products(*(positions.blank(x, weights) for x in pair)) for pair in (ours, theirs))
         pairs = self._pairs(own, weights)
+        if self.loss == "direction":
+            return divergences.direction_distance(own, target, pairs)
         if self.loss == "mse":
             return positions.mean((own - target).square(), pairs)
         if pairs is not None:
