@@ -14,6 +14,11 @@ seed; 2 bits per expert weight in the mean, groups of 64, router and head in flo
 widths that the program chose, dealt out to the experts of each mixture at random. `frequency`: the same program without routing weights, and
 with the mean error of all experts. `fewer`: `method` with experts left out in one of the two mixtures; `unprotected`: without protected tokens and
 `random`: tokens drawn at random, both with as many experts left out on the calibration data. Nothing was tuned; no pilot was run.
+
+One run was made: it does not hold. 2 bits everywhere lose almost nothing here (8.392 against 8.368 in float), and at that mean an expert of 3
+bits is paid for by one of a single bit, which costs far more: the program has 8.552, widths by frequency 8.489, random ones 8.601. The
+programmed loss counts use twice, in f and w and again in e, which is large where many tokens pass. Leaving out 12 % of all expert calls cost
+0.002 nats, less than with tokens drawn at random (8.570 against 8.611); protected tokens made no difference (8.568 without).
 """
 
 from __future__ import annotations
