@@ -1,4 +1,4 @@
-"""quantize: one call from a float model to a quantized one, with the method that did best at its width.
+"""quantize: one call from a float model to a quantized one, with the default method of its width.
 
     small = lb.quantize(model, bits=4)             weights only, no data
     small = lb.quantize(model, bits=2, task=task)  calibrated on the task's train split
