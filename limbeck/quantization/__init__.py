@@ -13,8 +13,6 @@ from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bit_switching import prepare_switching, store_switching, switch
-from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
-from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
@@ -48,6 +46,7 @@ from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.range_levels import RangeLevelGrid
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
@@ -64,8 +63,6 @@ __all__ = [
     "BinaryGrid",
     "BinarySum",
     "BlockReconstruction",
-    "BucketQuantizer",
-    "Bucketed",
     "ClipWeights",
     "CodebookGrid",
     "DecoupleQ",
@@ -96,6 +93,7 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RangeLevelGrid",
     "RepQuant",
     "Reparameterize",
     "Rotate",
@@ -115,7 +113,6 @@ __all__ = [
     "mean_words",
     "named",
     "normalize_inputs",
-    "on_buckets",
     "on_fixed_point",
     "outlier_score",
     "packed_from_bytes",
@@ -128,10 +125,8 @@ __all__ = [
     "relative_cost",
     "round_shards",
     "shared_exponent",
-    "store",
     "store_fixed_point",
     "store_switching",
-    "stored_bytes",
     "switch",
     "tune_codes",
 ]

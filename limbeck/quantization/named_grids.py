@@ -30,6 +30,7 @@ from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.power_grid import SearchedPowerGrid
 from limbeck.quantization.pyramids import PyramidGrid
+from limbeck.quantization.range_levels import RangeLevelGrid
 from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 KINDS: dict[str, type[Grid]] = {
@@ -46,6 +47,7 @@ KINDS: dict[str, type[Grid]] = {
         TernaryGrid,
         BinaryGrid,
         LevelSet,
+        RangeLevelGrid,
         BinarySum,
         CodebookGrid,
         LatticeGrid,
@@ -75,6 +77,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "ternary": (TernaryGrid, {}, None),
     "binary": (BinaryGrid, {}, None),
     "levels": (LevelSet, {}, None),
+    "range_levels": (RangeLevelGrid, {}, "width"),
     "binaries": (BinarySum, {}, "terms"),
     "dual_binary": (BinarySum, {"terms": 2, "low": 0}, None),
     "kmeans": (CodebookGrid, {}, "index_bits"),

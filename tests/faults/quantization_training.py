@@ -6,7 +6,23 @@ POINT = "tests/quantization/test_fixed_point.py"
 ADAPT = "tests/quantization/test_adaptive_precision.py"
 LOGITS = "tests/objectives/test_objective_distributions.py"
 
+RANGES = "tests/quantization/test_range_levels.py"
+
 FAULTS = [
+    (
+        "range levels: no low end",
+        "quantization/range_levels.py",
+        "return low + span * packed",
+        "return span * packed",
+        RANGES,
+    ),
+    (
+        "range levels: codes of the sorted levels",
+        "quantization/range_levels.py",
+        "codes = order[torch.bucketize(scaled.contiguous(), (rising[1:] + rising[:-1]) / 2)].to",
+        "codes = torch.bucketize(scaled.contiguous(), (rising[1:] + rising[:-1]) / 2).to",
+        RANGES,
+    ),
     (
         "top k: the rest in the head's direction",
         "objectives/logits/distributions.py",

@@ -30,6 +30,7 @@ GRIDS = {
     "ternary": named("ternary"),
     "binary": named("binary"),
     "levels": named({"name": "levels", "levels": [-1, -0.25, 0, 0.5, 2]}),
+    "range_levels": named("range_levels", 3),
     "binaries": named("binaries", 2),
     "binaries3": named("binaries", 3),
     "dual_binary": named("dual_binary"),
