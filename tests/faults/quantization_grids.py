@@ -164,7 +164,7 @@ FAULTS = [
     (
         "int4 kernel: the unit of the grid forgotten",
         "quantization/modules.py",
-        "scale = scale * s.quantizer.grid.whole[0]",
+        "scale = scale * grid.whole[0]",
         "scale = scale * 1.0",
         STORED,
     ),
