@@ -43,8 +43,8 @@ class SwitchBits(Distil):
 
     teacher, objective: as of `Distil`. Give the trainer decay_norms_and_biases=False so that scales do not decay.
     Source: Huang et al., "Nearly Lossless Adaptive Bit Switching", 2025, eq. 6 and 7, algorithms 1, A.2 and A.3. Deviations: there one batch serves
-    all widths in turn; eq. 6 as printed takes the mean from the rate itself, which gradients above the rate make negative; normalizations of mixed
-    widths are those of the layer's width.
+    all widths in turn; eq. 6 as printed takes the mean from the rate itself, which gradients above the rate make negative; scales are learned
+    relative to their start; normalizations of mixed widths are those of the layer's width.
     Raises UsageError for a student without switchable layers, for `widths` it does not have, and for `mixed` that does not name its layers.
     """
 
