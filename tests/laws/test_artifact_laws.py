@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.artifact import load, save
 from limbeck.build import lineage
-from limbeck.conversion import AlignClassifier, GrowClassifier, Replace
+from limbeck.conversion import AlignClassifier, GrowClassifier, Replace, SplitExperts
 from limbeck.factorization import LowRank
 from limbeck.models import encoder, gpt, resnet, sentence_encoder, transformer, vit
 from limbeck.plan import KINDS, apply
@@ -48,6 +48,17 @@ MODELS = {
     "transformer": lambda: transformer("AutoModelForSequenceClassification", {**BERT, "num_labels": 3}),
     "sentence encoder": lambda: sentence_encoder(BERT),
 }
+MIXTRAL = {
+    "model_type": "mixtral",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 4,
+}
+ALL_MODELS = {**MODELS, "mixtral": lambda: transformer("AutoModelForCausalLM", MIXTRAL)}
 TRANSFORMS = {
     "nothing": (),
     "pruned": (Prune(Magnitude(), keep=0.5, round_to=4),),
@@ -70,6 +81,7 @@ FITTING = {  # what does not fit every architecture: the model, and the transfor
     "rotated": ("gpt", (Rotate(), Quantize(bits=4, weights=8, activations=None))),
     "rotated encoder": ("encoder", (Rotate(seed=3),)),
     "clipped": ("transformer", (ClipWeights(bits=3, weights=8), Quantize(bits=3, weights=8, activations=None))),
+    "experts": ("mixtral", (SplitExperts(), Quantize(bits=4, weights=8, activations=None))),
     "vocabulary": ("encoder", (TrimVocabulary(tokens=(*tuple(range(40))[::2], 39)),)),
     "attention weights": ("vit", (QuantizeSoftmax(bits=4), Quantize())),
     "reparameterized": ("vit", (RepQuant(examples=8, batch_size=4),)),
@@ -93,7 +105,7 @@ def task_for(name: str) -> CustomTask:
         mask = torch.ones(12, 8, dtype=torch.long)
         mask[::3, 5:] = 0
         data = {"input_ids": torch.randint(0, 40, (12, 8), generator=generator), "attention_mask": mask}
-    labels = torch.randint(0, 40, (12, 8)) if name == "gpt" else torch.randint(0, 3, (12,))
+    labels = torch.randint(0, 40, (12, 8)) if name in ("gpt", "mixtral") else torch.randint(0, 3, (12,))
     split = {**data, "labels": labels}
     return CustomTask({"train": split, "validation": split, "test": split}, inputs=tuple(data))
 
@@ -101,7 +113,7 @@ def task_for(name: str) -> CustomTask:
 @pytest.fixture(scope="module")
 def models():
     made = {}
-    for name, make in MODELS.items():
+    for name, make in ALL_MODELS.items():
         torch.manual_seed(2)
         model = make()
         for parameter in model.parameters():  # zeros and ones would hide what is mixed up

@@ -18,7 +18,7 @@ from limbeck.build import build, lineage
 from limbeck.conversion import AlignClassifier, GrowClassifier, Replace, SplitExperts
 from limbeck.errors import ArtifactError
 from limbeck.factorization import LowRank
-from limbeck.models import encoder, resnet, transformer, vit
+from limbeck.models import encoder, mixture_gpt, resnet, transformer, vit
 from limbeck.plan import KINDS, Plan, apply
 from limbeck.pruning import (
     ActivationNorm,
@@ -35,6 +35,7 @@ from limbeck.quantization import (
     AWQ,
     ClipWeights,
     Equalize,
+    ExpertBits,
     FoldBatchNorm,
     MixedPrecision,
     Quantize,
@@ -92,6 +93,7 @@ MODELS = {
     "vit": (lambda: vit(8, 4, 2, depth=3, width=32, heads=4), Task(images=True)),
     "encoder": (lambda: encoder(40, 2, 16, 3, 32, 4), Task(images=False)),
     "mixtral": (lambda: transformer("AutoModelForCausalLM", MIXTRAL), Task(images=False)),
+    "mixture": (lambda: mixture_gpt(40, 16, 2, 16, 2, experts=4, top=2), Task(images=False)),
 }
 USUAL = ("resnet", "vit", "encoder")
 
@@ -122,6 +124,7 @@ TRANSFORMS = {
     "RepQuant": (RepQuant(8, 8, 8, batch_size=4), None, False),
     "ScoredBits": (ScoredBits(("shared", "outliers"), average_bits=3), None, False),
     "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
+    "ExpertBits": (ExpertBits(quantize=Quantize(weights=8, activations=None), examples=8, batch_size=4), None, False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
@@ -133,6 +136,7 @@ ONLY = {
     "Replace": ("vit", "encoder"),
     "TrimVocabulary": ("encoder",),
     "SplitExperts": ("mixtral",),
+    "ExpertBits": ("mixture",),
 }  # models that have what is transformed
 CASES = [(name, model) for name in TRANSFORMS for model in MODELS if model in ONLY.get(name, USUAL)]
 each = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{n}-{m}" for n, m in CASES])

@@ -54,6 +54,7 @@ class Watched:
     def __init__(self, browser, file, width, **settings):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(300_000)  # a machine may be busy
         self.complaints, self.requests = [], []
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
