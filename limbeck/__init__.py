@@ -39,6 +39,8 @@ _NAMES = {
     "GrowClassifier": "limbeck.conversion",
     "FoldBatchNorm": "limbeck.quantization",
     "Quantize": "limbeck.quantization",
+    "Quantized": "limbeck.quantized",
+    "quantize": "limbeck.quantized",
     "apply": "limbeck.plan",
     "Plan": "limbeck.plan",
     "Factory": "limbeck.build",

@@ -174,20 +174,59 @@ def measure(
 @app.command()
 def export(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.onnx) or folder to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (.onnx, .gguf) or folder to write.")],
     to: Annotated[
-        str, typer.Option("--to", help="onnx, onnx_int8, onnx_int8_dynamic, transformers or sentence_transformers.")
+        str,
+        typer.Option(
+            "--to",
+            help="onnx, onnx_int8, onnx_int8_dynamic, onnx_weight_only, transformers, sentence_transformers, compressed_tensors, gptq "
+            "or gguf.",
+        ),
     ] = "onnx",
+    settings: Annotated[
+        str | None, typer.Option("--settings", help="Settings of the form as YAML, e.g. '{requantize: q8_0}'.")
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Export an artifact, check the export against the model and measure its quality again."""
     from limbeck.inspection import export_path
 
-    done = export_path(artifact, out, to, trust=tuple(trust or ()))
+    done = export_path(artifact, out, to, settings, trust=tuple(trust or ()))
     show(done) if as_json else say(
         f"Wrote {done['file']} ({done['bytes']:,} bytes; largest difference {done['difference']:.2g})"
     )
+
+
+@app.command()
+def quantize(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder, or a run of `limbeck compress`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the quantized artifact.")],
+    bits: Annotated[float, typer.Option("--bits", help="8 to 2, 1.58 (-1, 0, 1) or 1 per weight.")] = 8,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="Calibrate on this task, as YAML; `own` for the one in the artifact's recipe. Absent: no data.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="By name, such as gptq; the best of the width when absent.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draws the calibration examples.")] = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize an artifact in one step, with the method that does best at its width."""
+    from limbeck.inspection import quantize_path
+
+    done = quantize_path(artifact, out, bits, task, method, seed, trust=tuple(trust or ()), progress=not as_json)
+    if as_json:
+        show(done)
+    else:
+        say(
+            f"Wrote {done['artifact']} ({done['bytes']:,} bytes of weights, {done['before']:,} before; {done['method']})"
+        )
 
 
 @app.command()

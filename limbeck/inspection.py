@@ -1,4 +1,4 @@
-"""What the commands `measure`, `export` and `report` do with artifacts, runs and ONNX files that are there already."""
+"""What the commands `measure`, `export`, `quantize` and `report` do with artifacts, runs and ONNX files that are there already."""
 
 from __future__ import annotations
 
@@ -59,18 +59,61 @@ def measure_path(
     return measured
 
 
-def export_path(path: Path, out: Path, form: str, *, trust: tuple[str, ...]) -> dict[str, Any]:
-    """Write one export of an artifact, checked against the model; the quality is measured again in ONNX Runtime."""
-    from limbeck.exports import export_model, refuse_lost_quality
+def export_path(
+    path: Path, out: Path, form: str, settings: str | None = None, *, trust: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write one export of an artifact, checked against the model; the quality is measured again where it runs.
+
+    settings: of the form, as YAML: "{accuracy_level: 1}".
+    """
+    from limbeck.exports import export_model, form_of, refuse_lost_quality
     from limbeck.recipe import Measure
 
+    name, chosen = form_of({"form": form, **_settings(settings)})
     folder = artifact_folder(path)
     model = artifact.load(folder, trust=trust)
     task = task_of(folder, None, trust)
-    done = export_model(model, task, out, form)
-    if form.startswith("onnx"):
-        refuse_lost_quality(model, task, out, Measure())
-    return {"name": form, "file": str(out), "bytes": done.bytes, "difference": done.difference}
+    done = export_model(model, task, out, {"form": name, **chosen})
+    quality = refuse_lost_quality(model, task, out, Measure(), name)
+    made = {"name": form, "file": str(out), "bytes": done.bytes, "difference": done.difference}
+    return made if quality is None else {**made, "quality": quality}
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text) if text is not None else {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"--settings is not YAML: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"--settings must be a mapping such as '{{accuracy_level: 1}}', not {text!r}")
+    return found
+
+
+def quantize_path(
+    path: Path,
+    out: Path,
+    bits: float,
+    task: str | None,
+    method: str | None,
+    seed: int | None,
+    *,
+    trust: tuple[str, ...],
+    progress: bool,
+) -> dict[str, Any]:
+    """Write the quantized form of an artifact as an artifact. task: YAML, "own" for that of the artifact's recipe, or None: no data."""
+    from limbeck.quantized import quantize, stored_bytes
+
+    folder = artifact_folder(path)
+    model = artifact.load(folder, trust=trust)
+    data = None if task is None else task_of(folder, None if task == "own" else task, trust)
+    width = int(bits) if bits == int(bits) else bits
+    made = quantize(model, width, data, method=method, seed=seed, progress=progress)
+    recipe = folder / "recipe.yaml"  # what it was made by, and its task
+    if recipe.is_file():
+        made.save(out, recipe=recipe.read_text())
+    else:
+        made.save(out, recipe=None if data is None else {"task": vocabulary.describe(data)})
+    return {"artifact": str(out), "before": stored_bytes(model), **made.to_json()}
 
 
 def report_of(path: Path) -> tuple[dict[str, Any], Path]:

@@ -16,6 +16,7 @@ from torch import nn
 from limbeck import vocabulary
 from limbeck.budget import Budget
 from limbeck.errors import UsageError
+from limbeck.exports import form_of
 from limbeck.recipe import Measure, ModelSource, Recipe
 from limbeck.steps import Distill, Step, describe_step, parse_step, training_config
 from limbeck.training import TrainingConfig
@@ -63,7 +64,7 @@ class Job:
     steps: tuple[Step, ...]
     baseline: bool = False
     budget: Budget = field(default_factory=Budget)
-    exports: tuple[str, ...] = ("onnx",)
+    exports: tuple[str | dict[str, Any], ...] = ("onnx",)
     measure: Measure = field(default_factory=Measure)
     trust: tuple[str, ...] = ()
     spec: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +76,9 @@ class Job:
             raise UsageError("with several teachers, name the student: none of them is the one to be made smaller")
         if not self.teachers and any(isinstance(step, Distill) and step.teacher is None for step in self.steps):
             raise UsageError("a distill step needs the recipe's teacher, and there is none")
+        forms = [form_of(one)[0] for one in self.exports]
+        if twice := {form for form in forms if forms.count(form) > 1}:
+            raise UsageError(f"exports: {sorted(twice)[0]!r} is there twice; one file of each form is written")
 
 
 def from_recipe(recipe: Recipe, trust: Iterable[str] = ()) -> Job:
@@ -101,7 +105,7 @@ def from_recipe(recipe: Recipe, trust: Iterable[str] = ()) -> Job:
         steps,
         recipe.baseline,
         Budget.from_mapping(recipe.budget),
-        tuple(recipe.exports),
+        tuple(one if isinstance(one, str) else one.model_dump(exclude_none=True) for one in recipe.exports),
         recipe.measure,
         trust,
         recipe.to_json(),
@@ -141,7 +145,7 @@ def from_python(
     *,
     student: nn.Module | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
-    export: Sequence[str] = ("onnx",),
+    export: Sequence[str | Mapping[str, Any]] = ("onnx",),
     seed: int = 0,
     name: str = "compressed",
     measure: Measure | Mapping[str, Any] | None = None,

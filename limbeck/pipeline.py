@@ -82,7 +82,7 @@ def compress(
     *,
     student: nn.Module | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
-    export: Sequence[str] = ("onnx",),
+    export: Sequence[str | Mapping[str, Any]] = ("onnx",),
     out: Path | str = "runs/compressed",
     seed: int = 0,
     name: str = "compressed",

@@ -26,7 +26,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from limbeck.errors import UsageError, did_you_mean
 from limbeck.files import write_text
 
-Export = Literal["onnx", "onnx_int8", "onnx_int8_dynamic", "transformers", "sentence_transformers"]
+Export = Literal[
+    "onnx",
+    "onnx_int8",
+    "onnx_int8_dynamic",
+    "onnx_weight_only",
+    "transformers",
+    "sentence_transformers",
+    "compressed_tensors",
+    "gptq",
+    "gguf",
+]
 Spec = dict[str, Any] | str
 
 
@@ -67,6 +77,17 @@ class Measure(_Strict):
     limit: int | None = Field(None, ge=1, description="Use only that many examples for quality; all when absent.")
 
 
+class ExportForm(_Strict):
+    """A form of an export with its settings."""
+
+    form: Export
+    accuracy_level: int | None = Field(None, ge=0, le=4, description="onnx_weight_only: 1 float32, 4 int8 activations.")
+    requantize: Literal["q8_0", "q5_0", "q4_1", "q4_0"] | None = Field(
+        None, description="gguf: round every linear layer again, whatever its grid is."
+    )
+    tokenizer: Literal[False] | None = Field(None, description="gguf: false writes token numbers only.")
+
+
 class Recipe(_Strict):
     """What `limbeck compress` carries out."""
 
@@ -89,7 +110,9 @@ class Recipe(_Strict):
     budget: dict[str, float | int | str | None] | None = Field(
         None, description="bytes, latency, memory, drop: limits in measured units."
     )
-    exports: list[Export] = Field(default_factory=lambda: ["onnx"], description="Files that run elsewhere.")
+    exports: list[Export | ExportForm] = Field(
+        default_factory=lambda: ["onnx"], description="Files that run elsewhere: names, or a name with settings."
+    )
     measure: Measure = Field(default_factory=Measure)
 
     @staticmethod
@@ -101,7 +124,7 @@ class Recipe(_Strict):
             return Recipe.model_validate(dict(value))
         except ValidationError as error:
             other = "ModelSource" if isinstance(value.get("teacher"), list) else "list[ModelSource]"
-            problems = [problem for problem in error.errors() if other not in problem["loc"][1:2]]
+            problems = [p for p in error.errors() if other not in p["loc"][1:2] and _of_given_form(value, p["loc"])]
             raise UsageError("\n".join(_explain(where, problem) for problem in problems)) from None
 
     @staticmethod
@@ -127,11 +150,20 @@ class Recipe(_Strict):
         write_text(path, self.to_yaml())
 
 
+def _of_given_form(value: Mapping[str, Any], place: tuple[Any, ...]) -> bool:
+    """Whether a problem is one of what was given: an export is a name or a mapping, and pydantic lists the faults of both."""
+    if place[:1] != ("exports",) or len(place) < 3:
+        return True
+    return (place[2] == "ExportForm") == isinstance(value["exports"][place[1]], Mapping)
+
+
 def _explain(where: str, problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("ModelSource", "list[ModelSource]"))
+    branches = ("ModelSource", "list[ModelSource]", "ExportForm")
+    parts = [str(part) for part in problem["loc"] if part not in branches]
+    place = ".".join(part for part in parts if not part.startswith("literal["))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
-        owner = {"teacher": ModelSource, "measure": Measure}.get(str(problem["loc"][0]), Recipe)
+        owner = {"teacher": ModelSource, "measure": Measure, "exports": ExportForm}.get(str(problem["loc"][0]), Recipe)
         owner = owner if len(problem["loc"]) > 1 else Recipe
         return f"{where}: no field is called {place!r}. {did_you_mean(name, owner.model_fields)}"
     if problem["type"] == "missing":

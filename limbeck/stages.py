@@ -19,7 +19,7 @@ from torch import nn
 
 from limbeck import __version__, artifact
 from limbeck.errors import ExportError
-from limbeck.exports import Exported, export_folders, export_model, refuse_lost_quality
+from limbeck.exports import Exported, export_folders, export_model, form_of, refuse_lost_quality
 from limbeck.files import digest, write_json
 from limbeck.measure import (
     Measurement,
@@ -108,17 +108,19 @@ def measure_stages(
     task: Any,
     settings: Measure,
     folder: Path,
-    exports: Sequence[str],
+    exports: Sequence[str | Mapping[str, Any]],
     progress: bool = True,
     trust: Iterable[str] = (),
 ) -> Measurements:
     """Measure every stage, and every further export of the last one."""
+    asked = dict(map(form_of, exports))
     jobs = [(stage, "onnx") for stage in stages]
-    jobs += [(stages[-1], form) for form in exports if form.startswith("onnx_")]
+    jobs += [(stages[-1], form) for form in asked if form.startswith("onnx_")]
     rows = []
     with bar("measure quality", len(jobs), progress) as shown:
         for number, (stage, form) in enumerate(jobs):
-            rows.append(_measure_stage(stage, form, task, settings, folder, trust, final=stage is stages[-1]))
+            final = stage is stages[-1] and form in asked
+            rows.append(_measure_stage(stage, form, asked.get(form, {}), task, settings, folder, trust, final))
             shown.update(number + 1, rows[-1].name)
     owners = [stage for stage, _ in jobs]
 
@@ -132,13 +134,20 @@ def measure_stages(
     made = [
         Exported(form, row.file, row.file.stat().st_size, row.difference)
         for row, (_, form) in list(zip(rows, jobs))[len(stages) - 1 :]
-        if form in exports and row.file is not None
+        if form in asked and row.file is not None
     ]
-    return Measurements(rows, made + export_folders(stages[-1].load(trust), task, folder, exports))
+    return Measurements(rows, made + export_folders(stages[-1].load(trust), task, folder, exports, settings))
 
 
 def _measure_stage(
-    stage: Stage, form: str, task: Any, settings: Measure, folder: Path, trust: Iterable[str], final: bool
+    stage: Stage,
+    form: str,
+    chosen: Mapping[str, Any],
+    task: Any,
+    settings: Measure,
+    folder: Path,
+    trust: Iterable[str],
+    final: bool,
 ) -> Measured:
     name = stage.name if form == "onnx" else form
     base = folder / f"{stage.label}-{form}"
@@ -149,6 +158,7 @@ def _measure_stage(
             "threads": settings.threads,
             "version": __version__,
             "data": task.digest(),
+            **({"export": dict(chosen)} if chosen else {}),
         }
     )
     record = base.with_suffix(".json")
@@ -160,7 +170,7 @@ def _measure_stage(
     model = stage.load(trust)
     notes, difference = [], None
     try:
-        difference = export_model(model, task, path, form).difference
+        difference = export_model(model, task, path, {"form": form, **chosen}).difference
         onnx = True
     except ExportError as error:
         if final:

@@ -27,7 +27,9 @@ def limbeck(monkeypatch, capsys):
     return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
-@pytest.mark.parametrize("command", ["init", "compress", "compare", "measure", "export", "report", "schema", "version"])
+@pytest.mark.parametrize(
+    "command", ["init", "compress", "compare", "measure", "export", "quantize", "report", "schema", "version"]
+)
 def test_every_command_explains_itself(limbeck, command):
     code, out, _ = limbeck(command, "--help")
     assert code == 0 and "--help" in out and len(out) > 200
@@ -60,6 +62,7 @@ def test_schema_and_version_are_json(limbeck):
         (["compare", "none.yaml", "--out", "x"], 2, "objectives"),
         (["compres"], 2, "compress"),
         (["measure", "nowhere"], 4, "nowhere"),
+        (["quantize", "nowhere", "--out", "x"], 4, "nowhere"),
         (["report", "nowhere"], 4, "nowhere"),
         (["export", "nowhere", "--out", "x.onnx"], 4, "nowhere"),
     ],

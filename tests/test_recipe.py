@@ -44,6 +44,8 @@ def test_round_trip_through_yaml(tmp_path):
         ({k: v for k, v in SMALL.items() if k != "task"}, ["task", "missing"]),
         (changed(seed=-1), ["seed", "-1"]),
         (changed(exports=["onx"]), ["exports", "onx"]),
+        (changed(exports=[{"form": "gguf", "requantise": "q8_0"}]), ["exports.0.requantise", "requantize"]),
+        (changed(exports=["onnx", {"form": "gguf", "requantize": "q8"}]), ["exports.1.requantize", "q8_0"]),
         (changed(measure={"thread": 2}), ["thread", "threads"]),
         (changed(name="../../etc"), ["name"]),
         (changed(teacher={"modle": "resnet"}), ["teacher.modle", "model"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,34 @@ def check_quality(
     if metric not in reference:
         raise UsageError(f"the reference has no metric {metric!r}. {did_you_mean(metric, reference)}")
     found = task.evaluate(runner, split, batch_size, limit)
+    refuse_loss(runner.path, task, reference, found, tolerance, "in ONNX Runtime", metric, split)
+    return found
+
+
+def refuse_loss(
+    path: Path,
+    task: Any,
+    reference: Mapping[str, float],
+    found: Mapping[str, float],
+    tolerance: float,
+    where: str,
+    metric: str | None = None,
+    split: str = "validation",
+) -> None:
+    """Put an export whose `metric` (None: the task's main one) lost more than `tolerance` aside, as `PATH.rejected`, and raise
+    ExportError. reference, found: metrics before and after; where: what ran, in words."""
+    metric = metric or task.metric
     before, after = float(reference[metric]), float(found[metric])
     better = task.better if metric == task.metric else "higher" if metric == "accuracy" else "lower"
     lost = before - after if better == "higher" else after - before
     if not lost <= tolerance:
-        rejected = runner.path.with_name(runner.path.name + ".rejected")
-        os.replace(runner.path, rejected)
+        rejected = path.with_name(path.name + ".rejected")
+        shutil.rmtree(rejected, ignore_errors=True)
+        os.replace(path, rejected)
         raise ExportError(
-            f"the export lost quality: {metric} on {split} was {before:.6g} and is {after:.6g} in ONNX Runtime, "
-            f"at most {tolerance:g} may be lost. The file is kept as {rejected}."
+            f"the export lost quality: {metric} on {split} was {before:.6g} and is {after:.6g} {where}, "
+            f"at most {tolerance:g} may be lost. It is kept as {rejected}."
         )
-    return found
 
 
 def rows_of(tensor: Tensor, count: int) -> Tensor:

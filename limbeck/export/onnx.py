@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ from limbeck.export.runtime import first_line
 from limbeck.signals import TARGETS, call, first_tensor, model_inputs
 
 OPSET = 20
-TOLERANCE = {"float32": 1e-4, "int8": 0.25, "int8_dynamic": 0.25}  # of the largest output; see `difference`
+TOLERANCE = {
+    "float32": 1e-4,
+    "int8": 0.25,
+    "int8_dynamic": 0.25,
+    "weight_only": 0.25,
+}  # of the largest output; see `difference`
 OPTIMIZATIONS = (None, "bert")
 EMBED_LIMIT = 2_000_000_000  # bytes of weights that fit into one protobuf file
 
@@ -65,14 +70,18 @@ def export_onnx(
     optimize: str | None = None,
     tolerance: float | None = None,
     calibration: int = 256,
+    accuracy_level: int = 4,
 ) -> ExportResult:
     """Write `model` as one ONNX file (weights beyond 2 GB in `PATH.data` beside it) and prove it equal to torch.
 
     task_or_example  a Task, or a batch mapping of example inputs. int8 of a float model calibrates on the task's train split.
     precision        float32; int8 (quantize and dequantize nodes: of a model that Limbeck quantized its own grids, of a float model
                      ONNX Runtime's static quantization from `calibration` training examples); int8_dynamic (weights per channel
-                     ahead of time, activations while running: for transformers and other models of matrix products)
+                     ahead of time, activations while running: for transformers and other models of matrix products); weight_only (of a
+                     model whose weights alone are quantized: MatMulNBits on 2, 4 or 8 bits, see `limbeck.export.nbits`)
     dynamic_length   whether axis 1 of token inputs may vary; None: where inputs are whole numbers of shape (B, L)
+    accuracy_level   of weight_only: what activations become inside products, 0 and 1 float32, 4 int8 (fast). The graph is proven equal to
+                     torch to 1e-4 at level 1 first; `difference` is that at the level asked for
     optimize         "bert": fuse attention, layer norm and GELU of transformer encoders into ONNX Runtime's own operators
     tolerance        largest allowed `ExportResult.difference`; None: TOLERANCE[precision]
 
@@ -88,11 +97,13 @@ def export_onnx(
     task = task_or_example if hasattr(task_or_example, "batches") else None
     example = _example(task_or_example if task is None else task.example(2))
     quantized = is_quantized(model)
+    if precision == "weight_only":
+        _check_weight_only(accuracy_level, optimize)
     if quantized and precision == "int8_dynamic":
         raise UsageError("the model is quantized already; export it with precision='int8', which keeps its own grids")
     if precision == "int8" and not quantized and task is None:
         raise UsageError("int8 of a float model calibrates on training data: give a Task, not example inputs")
-    model = _prepared(model, keep=quantized)
+    model = _prepared(model, keep=quantized or precision == "weight_only")
     example = _inputs(model, example)
     dynamic = _dynamic(example, dynamic_batch, dynamic_length)
     with _folder_beside(path) as folder:
@@ -104,6 +115,13 @@ def export_onnx(
                 encoder.write_encoder(model, file)
             else:
                 qdq.export_qdq(model, example, file, dynamic=dynamic)
+        elif precision == "weight_only":
+            from limbeck.export import nbits
+
+            model = in_float32(model)
+            nbits.export_nbits(model, example, file, dynamic=dynamic)
+            verify(model, file, example, dynamic, TOLERANCE["float32"])
+            nbits.set_accuracy_level(file, accuracy_level)
         else:
             write_float(model, example, file, opset=opset, dynamic=dynamic, for_fusion=optimize is not None)
             from limbeck.export import precision as precisions
@@ -119,6 +137,23 @@ def export_onnx(
         for one in sorted(folder.iterdir(), key=lambda p: p == file):  # the graph last: it names the others
             os.replace(one, path.parent / one.name)
     return ExportResult(path, size, difference, limit, precision, _opset(path), tuple(example), dynamic, checks)
+
+
+def _check_weight_only(accuracy_level: int, optimize: str | None) -> None:
+    from limbeck.export.nbits import LEVELS
+
+    if accuracy_level not in LEVELS or isinstance(accuracy_level, bool):
+        raise UsageError(f"accuracy_level={accuracy_level!r}: allowed are 0 to 4, where 1 is float32 and 4 is int8")
+    if optimize is not None:
+        raise UsageError(f"optimize={optimize!r} is for float graphs; drop it with precision='weight_only'")
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """The model with weight-only products in float32: what an exported graph is compared with. Changed in place."""
+    for module in model.modules():
+        if getattr(module, "limbeck_quantized", False):
+            module.specification = replace(module.specification, compute="float32")
+    return model.float()
 
 
 def is_quantized(model: nn.Module) -> bool:

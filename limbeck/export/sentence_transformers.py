@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from limbeck.datasets.tokenize import load_tokenizer
 from limbeck.errors import ExportError, UsageError
+from limbeck.export.float_form import float_weights
 from limbeck.files import write_json
 from limbeck.folders import replacing_folder
 from limbeck.models.pretrained import transformer
@@ -77,23 +78,6 @@ def export_sentence_transformers(
         ]
         write_json(at / "modules.json", modules)
         return _compare(model, at, task.example(2) if task is not None else task_or_example, TOLERANCE[quantized])
-
-
-def float_weights(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """The model's state as plain float tensors, quantized modules by the weights their codes stand for, and whether there are any."""
-    found: dict[str, Tensor] = {}
-    quantized = False
-    for path, module in model.named_modules():
-        if getattr(module, "limbeck_quantized", False):
-            quantized = True
-            found[f"{path}.weight"] = module.weight.detach()
-            if module.bias is not None:
-                found[f"{path}.bias"] = module.bias.detach()
-        else:
-            persistent = module._non_persistent_buffers_set
-            own = {**module._parameters, **{k: v for k, v in module._buffers.items() if k not in persistent}}
-            found |= {f"{path}.{key}" if path else key: v.detach() for key, v in own.items() if v is not None}
-    return {key: value.cpu().contiguous() for key, value in found.items()}, quantized
 
 
 def described(model: SentenceEncoder, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -64,11 +64,8 @@ def export_transformers(model: nn.Module, task_or_example: Any, folder: Path | s
         raise UsageError(f"{folder} exists and is not an empty folder; choose another")
     config = fitting_config(model)
     if config is None:
-        raise ExportError(_in_the_way(model))
-    if task_or_example is None:
-        inputs = _dummy_inputs(model)
-    else:
-        inputs = dict(task_or_example.example(2) if hasattr(task_or_example, "batches") else task_or_example)
+        raise ExportError(in_the_way(model))
+    inputs = example_of(model, task_or_example)
     with replacing_folder(folder) as at:
         before, training = model.config, model.training
         try:
@@ -77,27 +74,28 @@ def export_transformers(model: nn.Module, task_or_example: Any, folder: Path | s
         finally:
             model.config = before
             model.train(training)
-        _write_tokenizer(getattr(task_or_example, "tokenizer", None) if tokenizer is None else tokenizer, at)
+        write_tokenizer(getattr(task_or_example, "tokenizer", None) if tokenizer is None else tokenizer, at)
         return _compare(model, at, inputs)
 
 
-def fitting_config(model: nn.Module) -> Any | None:
-    """A config whose architecture has exactly the model's names and shapes, or None when no setting says so."""
-    wanted = _shapes(model)
+def fitting_config(model: nn.Module, wanted: Shapes | None = None) -> Any | None:
+    """A config whose architecture has exactly the model's names and shapes (or the `wanted` ones), or None when no setting says so."""
+    wanted = shapes_of(model) if wanted is None else wanted
     for config in _candidates(model, wanted):
         if _architecture(model, config) == wanted:
             return config
     return None
 
 
-def _shapes(model: nn.Module) -> Shapes:
+def shapes_of(model: nn.Module) -> Shapes:
+    """Names and shapes of everything in the model's state."""
     return {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
 
 
 def _architecture(model: nn.Module, config: Any) -> Shapes | None:
     try:
         with torch.device("meta"):
-            return _shapes(type(model)(copy.deepcopy(config)))
+            return shapes_of(type(model)(copy.deepcopy(config)))
     except Exception:  # settings that the architecture refuses, such as a width its heads do not divide
         return None
 
@@ -185,7 +183,7 @@ def _with_layers(config: Any, count: int, kept: list[int] | None) -> Any:
     return config
 
 
-def _in_the_way(model: nn.Module) -> str:
+def in_the_way(model: nn.Module) -> str:
     """The reason why no config fits: the first plan after which none does, or the tensors that differ."""
     past, text = lineage(model), f"the config of {type(model).__name__} cannot express this model"
     package = past.factory.target.partition(":")[0] if past else ""
@@ -198,9 +196,16 @@ def _in_the_way(model: nn.Module) -> str:
             kind = past.plans[count - 1].kind
             return f"{text}: plan {count} of {len(past.plans)}, {kind!r}, is in the way. Save an artifact or export to ONNX."
     expected = _architecture(model, model.config) or {}
-    wanted = _shapes(model)
+    wanted = shapes_of(model)
     names = sorted(name for name in {*expected, *wanted} if expected.get(name) != wanted.get(name))[:3]
     return f"{text}: {', '.join(names)} differ from what any of its settings makes. Save an artifact or export to ONNX."
+
+
+def example_of(model: nn.Module, task_or_example: Any) -> dict[str, Tensor]:
+    """A batch for a comparison: the task's, the one that is given, or the model's own `dummy_inputs`."""
+    if task_or_example is None:
+        return _dummy_inputs(model)
+    return dict(task_or_example.example(2) if hasattr(task_or_example, "batches") else task_or_example)
 
 
 def _dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -210,7 +215,7 @@ def _dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
     return inputs
 
 
-def _write_tokenizer(tokenizer: Any, at: Path) -> None:
+def write_tokenizer(tokenizer: Any, at: Path) -> None:
     if tokenizer is None:
         return
     if hasattr(tokenizer, "save_pretrained"):

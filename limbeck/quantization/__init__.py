@@ -23,6 +23,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
+from limbeck.quantization.from_folder import quantize_folder
 from limbeck.quantization.gptq import GPTQ
 from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
@@ -112,6 +113,7 @@ __all__ = [
     "plain_kernels",
     "prepare_qat",
     "prepare_switching",
+    "quantize_folder",
     "round_shards",
     "shared_exponent",
     "store",

@@ -13,7 +13,8 @@
 | dequantize         | everything else, every device, and under autograd         | float weights for the time of one product            |
 
 (*) Integers, and every grid whose values are whole multiples of one number, such as ternary, binary, fp4 (int8 only), powers of two
-up to 4 bits and E8: -8..7 for the int4 kernel, -127..127 for the int8 ones. Others (nf4, fp8, codebooks, sums of binaries) dequantize.
+up to 4 bits and E8: -8..7 for the int4 kernel, -127..127 for the int8 ones. The int4 kernel knows real offsets too: affine grids up to 4
+bits. Others (nf4, fp8, codebooks, sums of binaries) dequantize.
 
 `prepared` forms (oneDNN's blocked layout, the int4 tile layout) are made at the first call and kept in memory beside the
 stored codes; they are never part of a state_dict.

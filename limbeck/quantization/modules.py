@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.quantization import kernels
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import PerChannel, PerGroup, PerTensor
 from limbeck.quantization.grids import IntegerGrid
@@ -204,11 +205,15 @@ class QuantizedLinear(QuantizedModule):
             shape = (self.out_features, self.in_features // s.int4_group(self.in_features))
             scale = scale.reshape(-1, 1).expand(shape)
             zero = None if zero is None else zero.reshape(-1, 1).expand(shape)
+        grid = s.quantizer.grid
+        if isinstance(grid, AffineGrid):  # s q + o = s (q + m - (m - o / s)), with codes around the kernel's middle, 8
+            middle = 8 - 2 ** (grid.bits - 1)
+            return kernels.prepare_int4(self.codes.int() + middle, scale, middle - zero.float() / scale)
         if zero is not None:
             return kernels.prepare_int4(self.codes, scale, zero)
-        if s.quantizer.grid.whole is None:  # unsigned with the zero point in the middle
-            return kernels.prepare_int4(self.codes, scale, torch.full_like(scale, s.quantizer.grid.center))
-        scale = scale * s.quantizer.grid.whole[0]
+        if grid.whole is None:  # unsigned with the zero point in the middle
+            return kernels.prepare_int4(self.codes, scale, torch.full_like(scale, grid.center))
+        scale = scale * grid.whole[0]
         return kernels.prepare_int4(self.whole_numbers.to(torch.int32) + 8, scale, torch.full_like(scale, 8))
 
     def extra_repr(self) -> str:

@@ -150,7 +150,7 @@ class Quantize:
         """Decide; static activations read `examples` examples of the task's train split."""
         if self.bits == IDENTITY_BITS:
             return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
-        chosen, left = self._choose(model)
+        chosen, left = self._found(model)
         ranges: dict[str, dict[str, Any]] = {}
         outputs: dict[str, dict[str, Any]] = {}
         if self.activations == "static" and chosen:
@@ -164,8 +164,7 @@ class Quantize:
                 left[path] = "calibration never reached it"
                 del chosen[path]
         if not chosen:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no weights"
-            raise UsageError(f"nothing in {type(model).__name__} can be quantized ({reasons})")
+            raise UsageError(f"nothing in {type(model).__name__} was reached by calibration")
         entry = self.specification.to_json()
         modules = {
             path: {"type": kind, **entry, "input": ranges.get(path, entry["input"])} for path, kind in chosen.items()
@@ -174,6 +173,21 @@ class Quantize:
         if self.activations == "static":
             decisions["calibration"] = self._calibration
         return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
+
+    def plan_modules(self, model: nn.Module) -> Plan:
+        """The part of the plan that needs neither data nor weights: which modules, and how. For models without data in their parameters."""
+        chosen, left = self._found(model)
+        entry = self.specification.to_json()
+        modules = {path: {"type": kind, **entry} for path, kind in chosen.items()}
+        return Plan(KIND, {"modules": modules, "outputs": {}, "left_alone": left})
+
+    def _found(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+        """As `_choose`. Raises UsageError where it chooses nothing."""
+        chosen, left = self._choose(model)
+        if not chosen:
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no weights"
+            raise UsageError(f"nothing in {type(model).__name__} can be quantized ({reasons})")
+        return chosen, left
 
     def rounded(self, model: nn.Module, task: Any, quantizers: Mapping[str, Quantizer]) -> dict[str, Any]:
         """What a plan says of weights that are rounded otherwise than to the nearest; quantizers by path."""

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError
+from limbeck.memory import give_back
 from limbeck.quantization.chains import containers
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.grids import Quantizer
@@ -137,10 +138,12 @@ def round_shards(
     batches: Iterable[Mapping[str, Any]],
     quantizers: Mapping[str, Quantizer],
     rounding: Rounding,
+    changed: dict[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Packed]]:
     """(path, packed weight) of every module named in `quantizers` that a batch reaches, as they are found.
 
-    model: from `empty`; what lies outside its lists of blocks is read now and stays. The rest as in `round_weights`. Raises UsageError for a
+    model: from `empty`; what lies outside its lists of blocks is read now and stays. changed: takes new values of other parameters, by name,
+    where the method tunes those. The rest as in `round_weights`. Raises UsageError for a
     method that reads no data: it needs no model, only the tensors.
     """
     if not rounding.reads_data:
@@ -157,4 +160,8 @@ def round_shards(
                 raise UsageError(
                     f"{unread[0]} is in a list whose members do not hand on a hidden state: read the model as a whole"
                 )
-            yield from rounding.solve(segment, quantizers).items()
+            found = rounding.solve(segment, quantizers)
+            if changed is not None:
+                changed |= segment.changed
+            yield from found.items()
+            give_back()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ArtifactError, DataError, UsageError
+from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.contract import SCALE_TYPES, Grid, Packed
 from limbeck.quantization.granularity import (
     Granularity,
@@ -95,7 +96,7 @@ class Specification:
         Scales per tensor or output are repeated for every group.
         """
         grid, size = self.quantizer.grid, getattr(self.granularity, "size", None)
-        if isinstance(grid, IntegerGrid):
+        if isinstance(grid, (IntegerGrid, AffineGrid)):
             fits = grid.bits <= 4
         else:
             fits = grid.whole is not None and grid.whole[1] >= -8 and grid.whole[2] <= 7

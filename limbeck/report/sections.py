@@ -170,15 +170,26 @@ def exports(report: Report) -> str:
     rows = []
     for entry in report.exports:
         difference = "–" if entry["difference"] is None else f"{entry['difference']:.2g}"
+        quality = entry.get("quality")
+        again = quality.get(report.metric) if isinstance(quality, dict) else None
         cells = (
             element("code", text(entry["file"])),
             text(quantity(entry["bytes"], "bytes", "bytes")),
             text(difference),
+            text(f"{again:.4g}" if isinstance(again, (int, float)) else "–"),
         )
         rows.append(
             element("tr", element("th", text(entry["name"]), scope="row"), *(element("td", cell) for cell in cells))
         )
-    return _table(("Export", "File", "Size", "Largest difference from torch"), rows, "Exports") if rows else ""
+    return (
+        _table(
+            ("Export", "File", "Size", "Largest difference from torch", f"{report.metric} of what was written"),
+            rows,
+            "Exports",
+        )
+        if rows
+        else ""
+    )
 
 
 def recipe(report: Report) -> str:

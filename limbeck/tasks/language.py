@@ -7,7 +7,7 @@ logits[t] must predict, so no one shifts anything again; positions with label -1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ class LanguageModelling(Task):
     are -100.
 
     dataset: a name or folder that `limbeck.datasets.load` finds: "tinyshakespeare", "wikitext2", "web_text" (with
-        config "c4_demo" or "wiki_demo"), one's own. config, splits: see there. text: the column, where it is not clear.
+        config "c4_demo" or "wiki_demo"), one's own. config, splits: see there. text: the column, where it is not clear; or several, such as
+        ("question", "answer"): the text of a row is then theirs, joined by `separator`.
     holdout: the share of train, its end, that becomes validation where the data set has none.
     tokenizer: "characters", "bpe" (of `vocabulary` tokens), trained on the train split, or a
         transformers folder or hub name. `self.tokenizer` is a transformers tokenizer.
-    separator: put between two rows where the first is not empty and does not end with it.
+    separator: put between two rows (and two columns) where the first is not empty and does not end with it.
 
     Batches: input_ids int64 (B, length), labels (B, length), index. Metrics: perplexity = exp(mean negative log-likelihood per
     token), loss. Perplexities of different tokenizers do not compare.
@@ -49,7 +50,7 @@ class LanguageModelling(Task):
         *,
         config: str | None = None,
         splits: Mapping[str, str] | None = None,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         holdout: float = 0.1,
         tokenizer: str = "characters",
         vocabulary: int = 4096,
@@ -62,12 +63,14 @@ class LanguageModelling(Task):
             raise UsageError(f"holdout must lie between 0 and 1, not {holdout!r}")
         self.dataset, self.length = dataset, length
         found = load_splits(dataset, config, splits)
-        text = column(found["train"], dataset, "text", text, ("text",), "Value")
+        given = [text] if text is None or isinstance(text, str) else list(text)
+        if not given:
+            raise UsageError("text=[]: name the column of the text, or several")
+        columns = [column(found["train"], dataset, "text", name, ("text",), "Value") for name in given]
         pieces = {}
         for split, rows in found.items():
-            texts = text_column(rows, dataset, split, text)
-            ends = [bool(t) and bool(separator) and not t.endswith(separator) for t in texts[:-1]] + [False]
-            pieces[split] = [t + separator if end else t for t, end in zip(texts, ends)]
+            texts = [text_column(rows, dataset, split, name) for name in columns]
+            pieces[split] = _separated([text for row in zip(*texts) for text in row], separator)
         if "validation" not in pieces:
             pieces |= _end(pieces["train"], holdout)
         trained = tokenizer in KINDS
@@ -122,6 +125,12 @@ class LanguageModelling(Task):
         yield {"task": self.name, "length": self.length, "vocabulary": vocabulary, "padding": self.padding}
         for split in self.splits():
             yield from (split, self._data[split])
+
+
+def _separated(texts: list[str], separator: str) -> list[str]:
+    """The texts, each but the last followed by the separator where it is not empty and does not end with it."""
+    ends = [bool(t) and bool(separator) and not t.endswith(separator) for t in texts[:-1]] + [False]
+    return [t + separator if end else t for t, end in zip(texts, ends)]
 
 
 def _end(pieces: list[str], share: float) -> dict[str, list[str]]:

@@ -54,6 +54,19 @@ def test_rows_are_joined_with_the_separator(write):
     assert task.tokenizer.decode(task._data["train"]) == "abc\nd"
 
 
+def test_columns_are_joined_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "pairs").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = {"question": ["ab", "cd"], "answer": ["x", "y\n"]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "pairs" / f"{split}.parquet")
+    task = LanguageModelling(str(tmp_path / "pairs"), text=("question", "answer"))
+    assert task.tokenizer.decode(task._data["test"]) == "ab\nx\ncd\ny\n"
+    for text, words in (((), "name the column"), (("question", "anser"), "answer")):
+        with pytest.raises((DataError, UsageError), match=words):
+            LanguageModelling(str(tmp_path / "pairs"), text=text)
+
+
 def test_validation_is_the_end_of_train(write):
     task = LanguageModelling(write(train=[ALPHABET * 10], test=["ab"]), holdout=0.1)
     assert task.tokenizer.decode(task._data["validation"]) == ALPHABET
