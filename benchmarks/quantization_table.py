@@ -253,7 +253,14 @@ def page() -> str:
         "",
     ]
     about = (__doc__ or "").split("\n\n")
-    lines += [*about[2].splitlines(), "", *about[3].strip().splitlines()]
+    for name in SUBJECTS:  # "name   text" becomes an item of a list
+        about[2] = about[2].replace(f"{name} ", f"- {name}: ", 1)
+    lines += [" ".join(line.split()) for line in about[2].splitlines()] + ["", *about[3].strip().splitlines()]
+    measured = {(cell["model"], cell["bits"], cell["method"]) for cell in stored().values()} - {
+        (name, 32, "float32") for name in SUBJECTS
+    }
+    every = sum(bits in method.bits for bits in WIDTHS for method in METHODS.values()) * len(SUBJECTS)
+    lines += ["", f"Measured: {len(measured)} of {every} cells. Timings are of a machine that did other work as well."]
     lines += [
         "",
         "The best of a width on validation is in bold: among methods without data, and among all. `+-`: half the range over seeds.",

@@ -5,7 +5,8 @@
 
 Width 384, six layers, six heads, 2,048 byte pairs trained on the train split, blocks of 256 tokens. The last tenth of train is validation; test is
 the data set's own. The weights lie in the store ($LIMBECK_STORE) under a digest of the data, the architecture and the schedule, so
-that they are trained once; checkpoints beside them survive an interruption.
+that they are trained once; checkpoints beside them survive an interruption. About 40 minutes of one core in bfloat16; perplexity 16.0 on train text, 20.6 on validation
+and 20.7 on test, of a unigram model 520.
 """
 
 from __future__ import annotations

@@ -211,13 +211,13 @@ def quantize(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="By name, such as gptq; the best of the width when absent.")
+        str | None, typer.Option("--method", help="By name, such as gptq; the default of the width when absent.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draws the calibration examples.")] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize an artifact in one step, with the method that does best at its width."""
+    """Quantize an artifact in one step, with the default method of its width."""
     from limbeck.inspection import quantize_path
 
     done = quantize_path(artifact, out, bits, task, method, seed, trust=tuple(trust or ()), progress=not as_json)

@@ -1,4 +1,4 @@
-"""quantize: one call from a float model to a quantized one, with the method that did best at its width.
+"""quantize: one call from a float model to a quantized one, with the default method of its width.
 
     small = lb.quantize(model, bits=4)             weights only, no data
     small = lb.quantize(model, bits=2, task=task)  calibrated on the task's train split
@@ -27,6 +27,7 @@ from limbeck.objectives.base import Objective
 from limbeck.plan import Plan, apply, in_sequence
 from limbeck.pruning.depth import find_stacks
 from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
+from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.hessian import matrix
 from limbeck.quantization.methods import DEFAULTS, METHODS, TERNARY, WIDTHS, Method, Settings
 from limbeck.quantization.modules import QuantizedModule, kernel_table
@@ -101,7 +102,7 @@ def quantize(
     seed: int | None = None,
     progress: bool = False,
 ) -> Quantized:
-    """Quantize a copy of the model.
+    """Quantize a copy of the model. Batch norms are folded into the layers before them first.
 
     bits        8 to 2, 1.58 (-1, 0, 1) or 1 (signs) per weight
     task        where calibration and training take their examples from, its train split only; None: a method that needs no data
@@ -130,11 +131,13 @@ def quantize(
             f"ends={ends!r}: 2 to 8 bits for the layers outside the blocks, or None to leave them in float"
         )
     patterns = [(value,) if isinstance(value, str) else tuple(value) for value in (only, ignore)]
-    work = copy.deepcopy(model).eval()
+    work, plans = copy.deepcopy(model).eval(), []
+    if (folds := _folds(work, task)) is not None:
+        plans.append(folds)
+        work = apply(work, folds)
     outer = _outside(work, *patterns) if width < (ends or 32) else ()
     settings = Settings(width, group_size, patterns[0], (*patterns[1], *outer), examples, batch_size, compute)
     data = task if seed is None or task is None else Drawn(task, seed)
-    plans: list[Plan] = []
     if chosen.training is not None:
         config = train or TRAINING
         teacher = FrozenTeacher(copy.deepcopy(work), precision=config.precision)
@@ -196,6 +199,15 @@ def _method(name: str, width: float, task: Any) -> Method:
             f"method={name!r} reads a task's train split and no task was given: pass task=..., or use {free}"
         )
     return method
+
+
+def _folds(model: nn.Module, task: Any) -> Plan | None:
+    """The plan that folds batch norms into the layers before them; None where there are none, or nothing says what reads what."""
+    try:
+        plan = FoldBatchNorm().plan(model, task)
+    except UsageError:  # a model that cannot be traced, and no task
+        return None
+    return plan if plan.decisions["pairs"] else None
 
 
 def _outside(model: nn.Module, only: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[str, ...]:

@@ -133,6 +133,18 @@ def test_a_model_without_blocks_is_quantized_whole():
     assert {module.bits for module in made.model if hasattr(module, "bits")} == {4} and not made.left_alone
 
 
+@pytest.mark.parametrize("data", [False, True])
+def test_batch_norms_are_folded_first(task, data):
+    torch.manual_seed(0)
+    model = lb.models.resnet(8, channels=1, width=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    made = lb.quantize(model.eval(), 8, task if data else None).model
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in made.modules())
+    assert loss(made, model, task) < 1e-3 * outputs(model, task).var().item()
+
+
 def test_a_seed_draws_the_examples(model, task):
     def made(seed):
         return outputs(lb.quantize(model, 2, task, method="gptq", examples=8, seed=seed).model, task)

@@ -10,6 +10,7 @@ _NAMES = {
     "ClassGaussians": "pseudo",
     "DistributionCondensation": "synthesize",
     "FrequencySampler": "synthesize",
+    "GeneratedSet": "generated_images",
     "MeanMatching": "synthesize",
     "SyntheticSet": "synthesize",
     "characteristic_discrepancy": "synthesize",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.datasets.generated_images import GeneratedSet, swinging
 from limbeck.datasets.synthesize import SyntheticSet
 from limbeck.errors import UsageError
 from limbeck.objectives.base import Loss
@@ -38,17 +39,27 @@ def statistics_loss(x: Tensor, mean: Tensor, deviation: Tensor, per_image: bool 
 
 
 class BatchNormMatching(Procedure):
-    """Move the images of a `SyntheticSet` until the network's batch normalizations see what they have stored.
+    """Move the images of a `SyntheticSet` or `GeneratedSet` until the network's batch normalizations see what they have stored.
 
-    network: copied, in evaluation mode. per_image: statistics of every image over its own places, as in the authors' code;
-    False: of the whole batch, as in the paper. The task's batches are not looked at. Raises UsageError for a network
-    without batch normalizations that keep statistics.
+    network: copied, in evaluation mode. per_image: statistics of every image over its own places, as in ZeroQ's public code;
+    False: of the whole batch, as in its paper; "input": those of the image itself per image, inside the network of the whole batch (Genie).
+    swing: strided convolutions see randomly shifted inputs, see `generated_images`. The task's batches are not looked at. Raises
+    UsageError for a network without batch normalizations that keep statistics.
     """
 
-    def __init__(self, images: SyntheticSet, network: nn.Module, per_image: bool = False):
+    def __init__(
+        self,
+        images: SyntheticSet | GeneratedSet,
+        network: nn.Module,
+        per_image: bool | str = False,
+        swing: bool = False,
+    ):
+        if per_image not in (True, False, "input"):
+            raise UsageError(f"per_image={per_image!r}: allowed are True, False and 'input'")
         self.modules = {"images": images}
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.per_image = per_image
+        copied = swinging(network) if swing else copy.deepcopy(network)
+        self.network = copied.requires_grad_(False).eval()
+        self.per_image, self.swing = per_image, swing
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.norms = {
             path: module
@@ -67,10 +78,13 @@ class BatchNormMatching(Procedure):
         images = self.modules["images"].images
         with Tap(self.network, {LOGITS, *(f"{path}:input" for path in self.norms)}) as tap:
             signals = tap.run(images)
-        own = statistics_loss(images, images.new_zeros(()), images.new_ones(()), self.per_image)
+        own = statistics_loss(images, images.new_zeros(()), images.new_ones(()), bool(self.per_image))
         inside = sum(
             statistics_loss(
-                signals[f"{path}:input"], norm.running_mean, (norm.running_var + norm.eps).sqrt(), self.per_image
+                signals[f"{path}:input"],
+                norm.running_mean,
+                (norm.running_var + norm.eps).sqrt(),
+                self.per_image is True,
             )
             for path, norm in self.norms.items()
         )
@@ -80,7 +94,7 @@ class BatchNormMatching(Procedure):
         return None
 
     def describe(self) -> Any:
-        return {"procedure": "BatchNormMatching", "per_image": self.per_image}
+        return {"procedure": "BatchNormMatching", "per_image": self.per_image, "swing": self.swing}
 
 
 def noise_images(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -15,6 +15,8 @@ one step more per token than Limbeck (its range ends at 127.5 steps, ours at 127
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,10 @@ def load_compressed_tensors(model: nn.Module, folder: Path | str) -> nn.Module:
         groups = AutoConfig.from_pretrained(folder, **more).quantization_config["config_groups"].values()
         if not all(group["weights"]["symmetric"] for group in groups):
             more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        return type(model).from_pretrained(folder, use_safetensors=True, **more).eval()
+        with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # progress bars of the packages below
+            made = type(model).from_pretrained(folder, use_safetensors=True, **more).eval()
+            made(**{made.main_input_name: torch.zeros(1, 1, dtype=torch.long)})  # the first pass decompresses
+        return made
     except Exception as error:
         raise ExportError(f"transformers cannot load what was written: {first_line(error)}") from error
 

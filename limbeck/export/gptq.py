@@ -10,7 +10,8 @@ Per layer of n inputs and m outputs, with b bits and groups of g inputs:
     w[j, i] = scales[g_idx[i], j] (q[i, j] - z[g_idx[i], j])
 
 The first version of the layout ("gptq") stores z - 1, and cannot hold z = 0; where that occurs the second ("gptq_v2") is written, which stores z.
-transformers loads such folders with the packages optimum and gptqmodel.
+transformers loads such folders with the packages optimum and gptqmodel. Tried with 5.23 and GPTQModel 7.7 on the CPU, `GPTQConfig(bits=4,
+backend="torch")`: a llama of 4 bits gives the same outputs, exactly without zero points and to 3e-5 of the largest with them.
 """
 
 from __future__ import annotations

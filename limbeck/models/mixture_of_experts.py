@@ -38,12 +38,17 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(experts))
 
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of the chosen experts and their numbers, x (..., width) -> (N, top) each; the largest first. A weight of 0 leaves
+        an expert out."""
+        return route(self.router(x).flatten(0, -2), self.top, normalize=self.top > 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight, chosen = route(self.router(x).flatten(0, -2), self.top, normalize=self.top > 1)
+        weight, chosen = self.choose(x)
         rows = x.reshape(-1, x.shape[-1])
         out = torch.zeros_like(rows)
         for index, expert in enumerate(self.experts):
-            row, place = (chosen == index).nonzero(as_tuple=True)
+            row, place = ((chosen == index) & (weight > 0)).nonzero(as_tuple=True)
             out = out.index_add(0, row, expert(rows[row]) * weight[row, place, None].to(rows.dtype))
         return out.reshape(x.shape)
 

@@ -18,6 +18,10 @@ stages of 100 steps each, 4 bits for weights and activations of the blocks' line
 its rate tuned. Control: both stages' steps spent on stage 1, then quantized without training. `unlabelled`: a = 0. `even`: all f_l = 1 in
 both stages. `logits`, `features`: one of the two kinds of teaching. `eight`: 8 bits. `one_shot`: pruned and quantized, never trained.
 a = 1, b = 1 at T = 2 and g = 1 were written down before any run; nothing of the method was tuned.
+
+One run was made: inconclusive. At 4 bits 94.7 % against 94.0 % with labels alone, but quantizing after the same training has 94.5 %, which is
+not told apart; 8 bits (95.3 %) and no labels (94.8 %) are as good as claimed, at 66 kB in place of 460 (8 bits: 94). Weights from residuals,
+and features in the place of answers, made no difference.
 """
 
 from __future__ import annotations

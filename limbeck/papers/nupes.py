@@ -17,6 +17,10 @@ exponents, fixed, and codes up or down (what AdaRound learns). Control: without 
 exponent for all layers. `uniform`, `log2`: other grids without data, ranges tuned. `adaround`: learned rounding on uniform levels. `whole_grid`: codes
 over the whole grid, exponents fixed. Learning rates are
 tuned alike; that of `adaround` is its usual one and its ranges are tuned.
+
+One run was made for the verdict: it does not hold. Learning lowers perplexity from 6.749 to 6.620, but codes up or down at fixed exponents come to 6.592:
+with AdaRound's penalty few weights travel further, and moving exponents cost more than they brought. Without data searched powers (6.749) are better than
+uniform levels (6.858), not than powers of two (6.743).
 """
 
 from __future__ import annotations

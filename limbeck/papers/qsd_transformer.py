@@ -16,6 +16,10 @@ no distillation. Control: the new neurons without distillation. `spike_bits`: en
 of queries, keys and values; `spikes`: mean number per neuron and image, for energy. Same steps, order, schedule and parameters.
 Deviations: linear layers with batch normalization in place of convolutions; patches and head stay float; weights -7 ... 7 with steps from the
 largest weight (the code: -8 ... 7, steps from the mean).
+No pilot was run; one run was made for the verdict: it is inconclusive. Both ideas together reach 0.364 against 0.325 for LIF neurons, surely
+better; the distillation adds 2.7 points, surely; the neurons alone 1.2, with an interval from -0.9 to 3.3. The rates of queries, keys and values
+have 1.92 bits against 1.27, and there are more spikes, 1.50 against 0.67 per neuron and image. All are weak readers of digits: 300 steps from
+untrained weights, and positions begin at deviation 0.02 beside tokens of deviation 1, so that the order of the patches may hardly be seen.
 """
 
 from __future__ import annotations

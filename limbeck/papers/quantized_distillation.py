@@ -1,19 +1,21 @@
 """Quantized distillation, and differentiable quantization: a student of few bits learns from its teacher.
 
-    quantized distillation        the student computes with Q(w), bucketed uniform levels, while it is distilled; the gradient goes
+    quantized distillation        the student computes with Q(w), uniform levels within the range of each group, while it is distilled; the gradient goes
                                   straight through to w:  L = 0.7 T^2 KL(p_t || p_s) + 0.3 CE,  T = 2
     differentiable quantization   w is fixed, the levels' positions are learned:  dL/dp_j = sum_(i on level j) span_i dL/dQ(w)_i
 
 Source: Polino, Pascanu and Alistarh, "Model compression via distillation and quantization", 2018, algorithms 1 and 2, buckets of
-256. Deviations: the authors' code averages the KL over classes too, which makes its weight about 1 / C of the formula; here it is
+256. Pieces: the grid "range_levels", `prepare_qat`, `finish_qat` of `limbeck.quantization`; `Huffman` of `limbeck.codecs`. Deviations: buckets end with a
+row of the weight matrix; the authors' code averages the KL over classes too, which makes its weight about 1 / C of the formula; here it is
 the formula's. The levels are trained with AdamW, not with SGD at 1e-5, which a few hundred steps would not notice.
-Run beside the authors' code on random weights, buckets of 256 at 4 bits agree to 5e-7.
 
 The miniature: a thousand MNIST images of 14 x 14, a ResNet-8 of a quarter of its teacher's width, 2 bits. Baseline: the student distilled in float, then
 quantized (post-training quantization; with or without its batch-norm statistics measured anew, whichever is better on
 validation). Control: trained with labels on the same grid. `learned`: distilled in float for all but the last four epochs, which train the levels,
-with the float student as their teacher. `float`: the student distilled and not quantized. Accuracy is that of weights decoded from
-their bytes: Huffman-coded codes, two numbers per bucket, the levels; everything else as float32.
+with the float student as their teacher. `float`: the student distilled and not quantized. Accuracy is that of weights decoded from what is
+stored: Huffman-coded codes, two numbers per bucket, the levels; everything else as float32.
+What came out: at 2 bits 0.946, quantized afterwards 0.848, with labels alone 0.932; learned levels 0.883, better in the mean than uniform ones but not
+surely; 4 bits 0.960, float 0.958. 5.7 times smaller at 2 bits.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ import torch
 from torch import nn
 
 from limbeck.beds.images import MNIST
+from limbeck.codecs.entropy import Huffman
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.objectives import CrossEntropy, SoftTargets
-from limbeck.quantization import on_buckets, store, stored_bytes
+from limbeck.plan import apply
+from limbeck.quantization import Quantize, finish_qat, prepare_qat
+from limbeck.quantization.modules import QuantizedModule
 from limbeck.signals import call
 from limbeck.training import Distil
 
@@ -37,13 +42,26 @@ DISTILLED = 0.7 * SoftTargets(temperature=2.0) + 0.3 * CrossEntropy()
 LABELS = 1.0 * CrossEntropy()
 
 
+def prepared(model: nn.Module, bits: int, learn: bool = False) -> nn.Module:
+    """The model on the grid, in place: its weights are trained, or with `learn` the levels alone."""
+    grid = {"name": "range_levels", "width": bits}
+    method = "quantile" if learn else "uniform"
+    quantize = Quantize(grid=grid, method=method, weights=BUCKET, activations=None, scale_type="float32")
+    return prepare_qat(model.requires_grad_(not learn), quantize.plan(model), learned=learn)
+
+
 def measured(run: Run, student: nn.Module) -> dict[str, float]:
-    """Store the student, load it from its bytes, and measure both."""
-    stored = store(student)
-    packed = stored_bytes(student, stored)
-    run.record(bytes=packed)
+    """Store the student and measure it, and its bytes with entropy-coded weights."""
     whole = sum(value.numel() * value.element_size() for value in student.state_dict().values())
-    return {**BED.measure(run, student), "bytes": packed, "compression": whole / packed}
+    stored = apply(*finish_qat(student))
+    packed = 0
+    for name, value in stored.state_dict().items():
+        packed += 0 if name.endswith("weight_codes") else value.numel() * value.element_size()
+    for module in stored.modules():
+        if isinstance(module, QuantizedModule):
+            packed += len(Huffman().encode(module.codes.flatten()))
+    run.record(bytes=packed)
+    return {**BED.measure(run, stored), "bytes": packed, "compression": whole / packed}
 
 
 def _distilled(run: Run, epochs: int) -> nn.Module:
@@ -54,14 +72,14 @@ def _distilled(run: Run, epochs: int) -> nn.Module:
 
 def quantized(run: Run, distilled: bool = True, bits: int = BITS, epochs: int = EPOCHS) -> dict[str, float]:
     """Trained on the grid: from the teacher, or from the labels alone."""
-    student = on_buckets(BED.new_student(run), bits, BUCKET)
+    student = prepared(BED.new_student(run), bits)
     BED.distil(run, DISTILLED if distilled else LABELS, student=student, epochs=epochs)
     return measured(run, student)
 
 
 def afterwards(run: Run, statistics: bool = False, bits: int = BITS, epochs: int = EPOCHS) -> dict[str, float]:
     """Distilled in float, then put on the grid; `statistics`: batch norms are measured anew on the training images."""
-    student = on_buckets(_distilled(run, epochs), bits, BUCKET)
+    student = prepared(_distilled(run, epochs), bits)
     if statistics:
         measure_batch_norms(student, BED.task().batches("train", 250))
     return measured(run, student)
@@ -72,7 +90,7 @@ def learned(run: Run, rate: float = 1e-3, bits: int = BITS, epochs: int = EPOCHS
     last = min(LEVEL_EPOCHS, epochs - 1)
     student = _distilled(run, epochs - last)
     teacher = copy.deepcopy(student)
-    on_buckets(student, bits, BUCKET, learn="levels")
+    prepared(student, bits, learn=True)
     config = {"optimizer": "adamw", "weight_decay": 0.0, "learning_rate": rate, "epochs": last}
     BED.fit(run, Distil(student, teacher, DISTILLED), **config)
     return measured(run, student)
@@ -104,7 +122,8 @@ paper = Paper(
     title="Model compression via distillation and quantization",
     claim="At 2 bits a student distilled on the grid is better than one distilled in float and quantized afterwards, and than one trained on "
     "the grid with labels alone; learned levels are better than uniform ones.",
-    composition="Distil(0.7 SoftTargets(2) + 0.3 CrossEntropy) of on_buckets(student, 2 bits); store with codecs.Huffman",
+    composition='finish_qat(Distil(prepare_qat(student, Quantize(grid={"name": "range_levels", "width": 2}, method="uniform", weights=256, activations=None)'
+    ".plan(student)), teacher, 0.7 * SoftTargets(2) + 0.3 * CrossEntropy())) + Huffman",
     metric="accuracy",
     method=Arm(quantized, about="distilled on the grid, 2 bits"),
     baseline=Arm(afterwards, tune={"statistics": (False, True)}, about="distilled, then quantized, 2 bits"),

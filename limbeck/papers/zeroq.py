@@ -21,42 +21,17 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from limbeck.beds.drawn import as_task, drawn
 from limbeck.beds.images import CIFAR10, ImageBed
-from limbeck.datasets import BatchNormMatching, SyntheticSet, noise_images
+from limbeck.datasets import noise_images
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.plan import apply
 from limbeck.quantization import FoldBatchNorm, MixedPrecision, Quantize
-from limbeck.tasks import CustomTask
-from limbeck.training import TrainingConfig
 
 BED = CIFAR10
 WIDTHS, MEAN, INPUTS = (2, 3, 4, 8), 4.0, 6
 IMAGES, STEPS, RATE = 64, 300, 0.1
-
-
-def as_task(images: Tensor) -> CustomTask:
-    """Images without labels, as the data that a plan calibrates on."""
-    split = (images, torch.zeros(len(images), dtype=torch.long))
-    return CustomTask(dict.fromkeys(("train", "validation", "test"), split), classes=10, version="of this run")
-
-
-def drawn(run: Run, network: nn.Module, shape: tuple[int, ...], steps: int) -> Tensor:
-    """Images that match the network's statistics; made once for all arms of a seed."""
-    state = {name: float(value.double().abs().sum()) for name, value in network.state_dict().items()}
-    key = {"what": "batch-norm images", "network": state, "seed": run.seed, "steps": steps, "version": 1}
-
-    def make() -> dict[str, Tensor]:
-        start = noise_images(IMAGES, shape, run.generator("images"))
-        images = SyntheticSet(start, torch.zeros(IMAGES, dtype=torch.long))
-        config = TrainingConfig(
-            steps=steps, batch_size=1, optimizer="adamw", weight_decay=0.0, learning_rate=RATE, augment=False
-        )
-        run.train(BatchNormMatching(images, network), as_task(start[:1]), config, counted=False)
-        return {"images": images.images.detach()}
-
-    return run.tensors(key, make)["images"]
 
 
 def random_bits(numbers: dict[str, int], mean: float, generator: torch.Generator) -> dict[str, int]:
@@ -94,7 +69,7 @@ def quantized(
         return {**bed.measure(run, network), "bits": 32.0}
     shape = (bed.channels, *bed.task().example(1)["pixel_values"].shape[2:])
     if images == "drawn":
-        found = drawn(run, network, shape, steps)
+        found = drawn(run, network, shape, IMAGES, steps, RATE)
     elif images == "noise":
         found = noise_images(IMAGES, shape, run.generator("images"))
     else:

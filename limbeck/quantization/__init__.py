@@ -1,17 +1,25 @@
 """Quantization: number grids, calibration, post-training quantization and training on the grid."""
 
 from limbeck.quantization.activations import QuantizeSoftmax
+from limbeck.quantization.adaptive_precision import (
+    AdaptivePrecision,
+    mean_words,
+    on_fixed_point,
+    precisions,
+    relative_cost,
+    store_fixed_point,
+)
 from limbeck.quantization.adaptive_rounding import AdaRound, BlockReconstruction
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.bit_switching import prepare_switching, store_switching, switch
-from limbeck.quantization.bucket_training import on_buckets, store, stored_bytes
-from limbeck.quantization.buckets import Bucketed, BucketQuantizer
 from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
+from limbeck.quantization.expert_bits import ExpertBits
+from limbeck.quantization.fixed_point import FixedPointGrid
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.formats import (
     BinaryGrid,
@@ -40,6 +48,7 @@ from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.range_levels import RangeLevelGrid
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
 from limbeck.quantization.storage import packed_from_bytes, packed_to_bytes
@@ -51,16 +60,17 @@ __all__ = [
     "AWQ",
     "GPTQ",
     "AdaRound",
+    "AdaptivePrecision",
     "AffineGrid",
     "BinaryGrid",
     "BinarySum",
     "BlockReconstruction",
-    "BucketQuantizer",
-    "Bucketed",
     "ClipWeights",
     "CodebookGrid",
     "DecoupleQ",
     "Equalize",
+    "ExpertBits",
+    "FixedPointGrid",
     "FoldBatchNorm",
     "FourthRootGrid",
     "Grid",
@@ -88,6 +98,7 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "RangeLevelGrid",
     "RepQuant",
     "Reparameterize",
     "Rotate",
@@ -104,21 +115,23 @@ __all__ = [
     "finish_codes",
     "finish_qat",
     "kernel_table",
+    "mean_words",
     "named",
     "normalize_inputs",
-    "on_buckets",
+    "on_fixed_point",
     "outlier_score",
     "packed_from_bytes",
     "packed_to_bytes",
     "plain_kernels",
+    "precisions",
     "prepare_qat",
     "prepare_switching",
     "quantize_folder",
+    "relative_cost",
     "round_shards",
     "shared_exponent",
-    "store",
+    "store_fixed_point",
     "store_switching",
-    "stored_bytes",
     "switch",
     "tune_codes",
 ]

@@ -16,6 +16,7 @@ means the same for all layers, errors are divided by that of rounding to the nea
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,9 +67,10 @@ class Choice:
         self.floor = torch.floor(ratio)
         self.v = inverse_rectified_sigmoid((ratio - self.floor).clamp(0, 1)).requires_grad_(True)
 
-    def soft(self) -> Tensor:
-        """The weight while it is trained."""
-        return self.form.values((self.floor + rectified_sigmoid(self.v)).clamp(self.form.low, self.form.high))
+    def soft(self, form: AffineForm | None = None) -> Tensor:
+        """The weight while it is trained; form: with other scales, where these are trained as well."""
+        form = form or self.form
+        return form.values((self.floor + rectified_sigmoid(self.v)).clamp(form.low, form.high))
 
     def codes(self) -> Tensor:
         """Every choice made: h >= 1/2 rounds up."""
@@ -137,10 +139,21 @@ class BlockReconstruction(AdaRound):
 
     The block's inputs are what the quantized blocks before it give, its targets those of the float model. Every step takes one
     calibration batch. Not here: weights of the error by the Fisher information.
+
+    scale_rate: above 0, the scales are trained with the choices at this learning rate, W~ = s (clip(B + h(V), low, high) - z) with
+    B = floor(W / s_0) + z held fixed: Genie-M (Jeon et al., "Genie: Show Me the Data for Quantization", CVPR 2023; 1e-4 there). Zero points,
+    or the offsets of affine grids, stay. Deviation: scales rest during warmup, when the soft weights can still be the float ones and the
+    gradient of a scale is mostly noise, which Adam would follow. Raises UsageError for a scale_rate below 0.
     """
 
     seed: int = 0
+    scale_rate: float = 0.0
     targets = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.scale_rate < math.inf:
+            raise UsageError(f"scale_rate={self.scale_rate!r}: must be at least 0")
 
     def solve(self, segment: Segment, quantizers: Mapping[str, Quantizer]) -> dict[str, Packed]:
         if segment.path is None:
@@ -162,19 +175,39 @@ class BlockReconstruction(AdaRound):
             terms = [indecision(choice.v, beta) for choice in choices.values()] if beta is not None else []
             return self.penalty * unit * sum(terms) if terms else torch.zeros(())
 
+        learned = bool(self.scale_rate)
+        scales = {path: choice.form.scale.clone().requires_grad_(learned) for path, choice in choices.items()}
+
+        def placed(path: str, scale: Tensor) -> AffineForm:
+            form = choices[path].form
+            return form.with_parameters(scale, form.offset) if learned else form
+
+        steps = itertools.count()
+
         def parameters() -> dict[str, Tensor]:
+            rests = annealed(next(steps), self.iterations, self.warmup) is None
+            now = {path: scale.detach() if rests else scale for path, scale in scales.items()}
             return {
-                inside(segment, path): as_parameter(shapes[path], choice.soft()) for path, choice in choices.items()
+                inside(segment, path): as_parameter(shapes[path], choice.soft(placed(path, now[path])))
+                for path, choice in choices.items()
             }
 
         trained = [{"params": [choice.v for choice in choices.values()], "lr": self.learning_rate}]
+        if learned:
+            trained.append({"params": list(scales.values()), "lr": self.scale_rate})
         reconstruct(segment, segment.targets, parameters, trained, self.iterations, penalty, self.seed)
-        after = {path: choice.form.values(choice.codes()) for path, choice in choices.items()}
+        for path, choice in choices.items():
+            scales[path] = torch.where(scales[path] > 0, scales[path], choice.form.scale).detach()
+        after = {path: placed(path, scales[path]).values(choice.codes()) for path, choice in choices.items()}
         whole = {inside(segment, path): as_parameter(shapes[path], value) for path, value in after.items()}
         better = self._error(segment, whole) < unit * sum(w.numel() for w in weights.values())
         found = {}
         for path, choice in choices.items():
-            found[path] = choice.form.pack(choice.codes() if better else choice.form.nearest(weights[path]))
+            found[path] = (
+                placed(path, scales[path]).pack(choice.codes())
+                if better
+                else choice.form.pack(choice.form.nearest(weights[path]))
+            )
             segment.write(path, quantizers[path].decode(found[path]))
         return found
 

@@ -142,14 +142,14 @@ METHODS: dict[str, Method] = {
                       _learned, True, "learned"),
 }  # fmt: skip
 
-# width -> the method without a task, and with one
+# width -> the method without a task, and with one; docs/quantization.md says which of them the table has measured
 DEFAULTS: dict[float, tuple[str, str]] = {
     8: ("dynamic", "dynamic"),
     7: ("ranges", "gptq"),
     6: ("ranges", "gptq"),
     5: ("hqq", "gptq"),
     4: ("hqq", "gptq"),
-    3: ("hqq", "decoupleq"),
+    3: ("hqq", "gptq"),
     2: ("hqq", "decoupleq"),
     TERNARY: ("ranges", "trained"),
     1: ("nearest", "trained"),

@@ -32,7 +32,7 @@ class MixedPrecision:
 
         min sum_i loss_i(b_i)    subject to    sum_i bytes_i(b_i) <= bytes,  or  sum_i n_i b_i <= average_bits sum_i n_i
 
-    bits            widths to choose from, 2 to 8, and 32 to keep a layer in float
+    bits            widths to choose from, 1 (the grid "binary") to 8, and 32 to keep a layer in float
     average_bits    mean bits per weight of the layers together; or
     bytes           stored bytes of those layers with scales and biases, as a number or "120 kB"; exactly one of the two
     sensitivity     loss of a layer at b bits, everything else in float:
@@ -69,7 +69,7 @@ class MixedPrecision:
         if not self.bits:
             raise UsageError("MixedPrecision: bits is empty: name the widths to choose from")
         for width in self.bits:
-            dataclasses.replace(self.quantize, bits=width)
+            of_width(self.quantize, width)
         if (self.average_bits is None) == (self.bytes is None):
             raise UsageError("MixedPrecision: give average_bits or bytes, one of the two")
         if self.average_bits is not None and not 0 < self.average_bits <= IDENTITY_BITS:
@@ -92,7 +92,7 @@ class MixedPrecision:
         widths = [width for width in self.bits if width != IDENTITY_BITS]
         if not widths:
             return Quantize(bits=IDENTITY_BITS).plan(model)
-        plan = dataclasses.replace(self.quantize, bits=widths[0], rounding="nearest").plan(model, task)
+        plan = dataclasses.replace(of_width(self.quantize, widths[0]), rounding="nearest").plan(model, task)
         choices = {
             path: {width: at_width(self.quantize, entry, width) for width in widths}
             for path, entry in plan.decisions["modules"].items()
@@ -166,7 +166,14 @@ class MixedPrecision:
 
 def at_width(quantize: Quantize, entry: Mapping[str, Any], width: int) -> dict[str, Any]:
     """An entry of a quantization plan with weights of another width."""
-    return {**entry, "weight": dataclasses.replace(quantize, bits=width).specification.to_json()["weight"]}
+    return {**entry, "weight": of_width(quantize, width).specification.to_json()["weight"]}
+
+
+def of_width(quantize: Quantize, width: int) -> Quantize:
+    """The same with weights of another width; one bit is the grid "binary"."""
+    if width != 1:
+        return dataclasses.replace(quantize, bits=width)
+    return dataclasses.replace(quantize, bits=type(quantize).bits, grid="binary", symmetric=None, method=None)
 
 
 def with_bits(

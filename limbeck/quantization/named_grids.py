@@ -15,6 +15,7 @@ from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.binaries import BinarySum
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
+from limbeck.quantization.fixed_point import FixedPointGrid
 from limbeck.quantization.formats import (
     BinaryGrid,
     LevelSet,
@@ -29,6 +30,7 @@ from limbeck.quantization.grids import IntegerGrid
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.power_grid import SearchedPowerGrid
 from limbeck.quantization.pyramids import PyramidGrid
+from limbeck.quantization.range_levels import RangeLevelGrid
 from limbeck.quantization.two_of_four import TwoOfFourGrid
 
 KINDS: dict[str, type[Grid]] = {
@@ -36,6 +38,7 @@ KINDS: dict[str, type[Grid]] = {
     for kind in (
         IntegerGrid,
         AffineGrid,
+        FixedPointGrid,
         LogGrid,
         PowerGrid,
         SearchedPowerGrid,
@@ -44,6 +47,7 @@ KINDS: dict[str, type[Grid]] = {
         TernaryGrid,
         BinaryGrid,
         LevelSet,
+        RangeLevelGrid,
         BinarySum,
         CodebookGrid,
         LatticeGrid,
@@ -56,6 +60,7 @@ KINDS: dict[str, type[Grid]] = {
 NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "integer": (IntegerGrid, {}, "bits"),
     "affine": (AffineGrid, {}, "bits"),
+    "fixed_point": (FixedPointGrid, {}, "word"),
     "power_of_two": (LogGrid, {}, "bits"),
     "log_sqrt2": (LogGrid, {"base": 2**0.5}, "bits"),
     "log": (LogGrid, {}, "bits"),
@@ -72,6 +77,7 @@ NAMES: dict[str, tuple[type[Grid], dict[str, Any], str | None]] = {
     "ternary": (TernaryGrid, {}, None),
     "binary": (BinaryGrid, {}, None),
     "levels": (LevelSet, {}, None),
+    "range_levels": (RangeLevelGrid, {}, "width"),
     "binaries": (BinarySum, {}, "terms"),
     "dual_binary": (BinarySum, {"terms": 2, "low": 0}, None),
     "kmeans": (CodebookGrid, {}, "index_bits"),

@@ -247,6 +247,7 @@ def prepare_qat(
             learned is True
             and specification.grid is not None
             and "zero_point" in specification.quantizer.layout((2, 64))
+            and specification.parameter != "codebook"
         ):
             raise UsageError(f"{path}: scales of {specification.grid} cannot be learned here: it has offsets, too")
         if not specification.symmetric and (learned is True or specification.method != "minmax"):

@@ -81,19 +81,19 @@ def fake_on_grid(x: Tensor, parameter: Tensor, quantizer: Quantizer) -> Tensor:
     """x onto any grid with given parameters and back, differentiable in both; float32 (...), the very values of `project` and `decode`.
 
     parameter: scales, or codebooks, as `quantizer.layout(x.shape)` has them, in float32. Level grids and lattices: the gradients above
-    (a lattice has no outermost level: d x^ / d x = 1 everywhere). Sums of binaries, codebooks and fourth roots: the identity to x, and to
-    their scales and centres what decoding says, with the codes held fixed. Integers go through `fake_quantize`.
+    (a lattice has no outermost level: d x^ / d x = 1 everywhere). Sums of binaries, codebooks, fourth roots and levels within a range: the identity to x, and to
+    their scales, centres and levels what decoding says, with the codes held fixed. Integers go through `fake_quantize`.
     """
     grid, granularity = quantizer.grid, quantizer.granularity
     if isinstance(grid, IntegerGrid):
         return fake_quantize(x, parameter, grid.center, grid, granularity)
     book = "codebook" in quantizer.layout(x.shape)
     packed = Packed(x.new_zeros(0), None if book else parameter, None, tuple(x.shape), parameter if book else None)
-    codes = quantizer.project(
-        x, Packed(**{**packed.__dict__, **{k: v.detach() for k, v in packed.tensors.items()}})
-    ).codes
+    stored = quantizer.project(x, Packed(**{**packed.__dict__, **{k: v.detach() for k, v in packed.tensors.items()}}))
+    codes = stored.codes
     if not isinstance(grid, (LevelGrid, LatticeGrid)):
-        values = quantizer.decode(Packed(**{**packed.__dict__, "codes": codes}))
+        learned = {"codebook" if book else "scale": parameter}
+        values = quantizer.decode(Packed(**{**stored.__dict__, **learned}))
         return values + (x.float() - x.detach().float())
     scale = spread(parameter.float(), x.shape, granularity)
     ratio = x.float() / torch.where(scale == 0, 1.0, scale)

@@ -108,9 +108,8 @@ class TwoOfFourGrid(Grid):
 
     def _place(self, kept: Tensor, scale: Tensor, granularity: Granularity) -> Packed:
         codes = quantize(kept, scale, 0, self.integers, granularity)
-        stays = ~two_of_four(
-            codes.abs(), -1
-        )  # of the codes: which zeros are stored does not depend on what was rounded
+        # of the codes: which zeros are stored must not depend on what was rounded
+        stays = ~two_of_four(codes.abs(), -1)
         places = stays.reshape(-1, 4).nonzero()[:, 1].reshape(*kept.shape[:-1], kept.shape[-1] // 2)
         values = codes[stays].reshape(places.shape).to(torch.int16) - self.integers.low
         stored = torch.cat([pack_bits(values, self.width), pack_bits(places.to(torch.uint8), 2)], -1)

@@ -46,17 +46,22 @@ class Allocation:
     loss: float
 
 
-def allocate(items: Table, budget: float, method: str = "milp") -> Allocation:
+def allocate(
+    items: Table, budget: float, method: str = "milp", at_least: Mapping[Any, int] | None = None
+) -> Allocation:
     """The choice of least total loss whose total cost is at most `budget`.
 
     method: "milp" (branch and bound of `scipy.optimize.milp`; losses that differ by less than 1e-9 of their range count as equal)
     or "dynamic" (the Pareto frontier of cost and loss, item by item: exact, and quick where costs are multiples of something).
+    at_least: {option name: how many items must take an option of that name, or more}; for "milp" only.
     Raises BudgetError, with the least cost there is, where no choice keeps to the budget; UsageError for a table that cannot be right.
     """
     if method not in METHODS:
         raise UsageError(f"allocate: method={method!r}: allowed are {', '.join(map(repr, METHODS))}")
     check_table(items, budget)
-    picked = _by_milp(items, budget) if method == "milp" else _by_frontier(items, budget)
+    if at_least:
+        check_counts(items, at_least, method)
+    picked = _by_milp(items, budget, at_least or {}) if method == "milp" else _by_frontier(items, budget)
     return _result(items, picked)
 
 
@@ -138,6 +143,18 @@ def check_table(items: Table, budget: float) -> None:
         )
 
 
+def check_counts(items: Table, at_least: Mapping[Any, int], method: str) -> None:
+    """Raises UsageError for least numbers that cannot be right."""
+    if method != "milp":
+        raise UsageError(f"allocate: at_least is for method='milp', not {method!r}")
+    for name, count in at_least.items():
+        offered = sum(any(option.name == name for option in options) for options in items.values())
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= offered:
+            raise UsageError(
+                f"allocate: at_least {count!r} of {name!r}: a whole number; {offered} items have that option"
+            )
+
+
 def _result(items: Table, picked: Sequence[int]) -> Allocation:
     chosen = {name: options[index] for (name, options), index in zip(items.items(), picked)}
     return Allocation(
@@ -147,7 +164,7 @@ def _result(items: Table, picked: Sequence[int]) -> Allocation:
     )
 
 
-def _by_milp(items: Table, budget: float) -> list[int]:
+def _by_milp(items: Table, budget: float, at_least: Mapping[Any, int]) -> list[int]:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     sizes = [len(options) for options in items.values()]
@@ -159,6 +176,9 @@ def _by_milp(items: Table, budget: float) -> list[int]:
     loss = np.concatenate([_from_least(options) for options in items.values()])
     unit = budget or 1.0
     constraints = [LinearConstraint(owner, 1, 1), LinearConstraint(cost / unit, -np.inf, budget / unit)]
+    names = [option.name for options in items.values() for option in options]
+    for name, count in at_least.items():
+        constraints.append(LinearConstraint(np.array([float(own == name) for own in names]), count, np.inf))
     scaled = loss * (1e3 / (loss.max() or 1.0))
     for _ in range(CUTS):
         found = milp(
@@ -176,6 +196,8 @@ def _by_milp(items: Table, budget: float) -> list[int]:
         forbidden = np.zeros(len(loss))
         forbidden[[start + index for start, index in zip(ends, picked)]] = 1
         constraints.append(LinearConstraint(forbidden, -np.inf, len(sizes) - 1))
+    if at_least:
+        raise BudgetError(f"allocate: no choice keeps to a budget of {budget:g} with at least {dict(at_least)} items")
     return _by_frontier(items, budget)
 
 

@@ -32,7 +32,8 @@ def residuals(procedure: Distil, task: Any, examples: int = 512, batch_size: int
     """
     terms, objective = terms_of(procedure.objective), procedure.objective
     sums, count = [0.0] * len(terms), 0
-    with evaluating(procedure.student) as device, torch.no_grad():
+    device = next((p.device for p in procedure.student.parameters()), torch.device("cpu"))
+    with evaluating(procedure.student):
         if procedure.teacher is not None:
             procedure.teacher.to(device)
         for given in task.batches("train", batch_size, limit=examples):

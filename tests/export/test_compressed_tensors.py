@@ -13,13 +13,13 @@ from limbeck.quantization import plain_kernels
 
 pytest.importorskip("compressed_tensors")
 CASES = {
-    "symmetric groups": ("llama", {"bits": 4, "weights": 32, "symmetric": True}, "pack-quantized"),
-    "zero points": ("llama", {"bits": 4, "weights": 32}, "pack-quantized"),
-    "8 bits per channel": ("bert", {"bits": 8, "compute": "bfloat16"}, "pack-quantized"),
-    "3 bits in 4": ("qwen2", {"bits": 3, "weights": 16, "symmetric": True}, "pack-quantized"),
+    "symmetric_groups": ("llama", {"bits": 4, "weights": 32, "symmetric": True}, "pack-quantized"),
+    "zero_points": ("llama", {"bits": 4, "weights": 32}, "pack-quantized"),
+    "8_bits_per_channel": ("bert", {"bits": 8, "compute": "bfloat16"}, "pack-quantized"),
+    "3_bits_in_4": ("qwen2", {"bits": 3, "weights": 16, "symmetric": True}, "pack-quantized"),
     "ternary": ("qwen2", {"grid": "ternary", "weights": "tensor"}, "pack-quantized"),
-    "static inputs": ("bert", {"bits": 8, "activations": "static"}, "int-quantized"),
-    "dynamic inputs": ("llama", {"bits": 8, "activations": "dynamic"}, "int-quantized"),
+    "static_inputs": ("bert", {"bits": 8, "activations": "static"}, "int-quantized"),
+    "dynamic_inputs": ("llama", {"bits": 8, "activations": "dynamic"}, "int-quantized"),
 }
 
 

@@ -70,6 +70,15 @@ def test_a_decoder_with_any_batch_and_length_and_integer_activations(tmp_path):
     assert next(m for m in model.modules() if hasattr(m, "specification")).specification.compute == "bfloat16"
 
 
+@pytest.mark.parametrize("name, layers", [("gpt2", "n_layer"), ("bert", "num_hidden_layers")])
+def test_gpt2_and_an_encoder_with_padding(tmp_path, name, layers):
+    model = quantized(model_of(name, **{layers: 1}), bits=4, weights=32)
+    example = {"input_ids": IDS} | ({"attention_mask": torch.ones_like(IDS)} if name == "bert" else {})
+    done = export_onnx(model, example, tmp_path / "m.onnx", precision="weight_only", accuracy_level=1)
+    assert done.difference < 1e-5 and done.checks == (6 if name == "bert" else 5)
+    assert len(products(tmp_path / "m.onnx")) == sum(hasattr(m, "specification") for m in model.modules())
+
+
 def test_refused(tmp_path):
     x = {"x": torch.randn(2, 24)}
 

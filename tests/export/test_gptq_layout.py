@@ -13,11 +13,11 @@ from limbeck.errors import ExportError, UsageError
 from limbeck.export.gptq import export_gptq, load_gptq
 
 CASES = {
-    "zero points": ("llama", {"bits": 4, "weights": 32}, 4, 32, False),
+    "zero_points": ("llama", {"bits": 4, "weights": 32}, 4, 32, False),
     "symmetric": ("qwen2", {"bits": 4, "weights": 16, "symmetric": True}, 4, 16, True),
-    "8 bits per channel": ("llama", {"bits": 8, "scale_type": "float16", "ignore": ("lm_head",)}, 8, -1, True),
-    "2 bits": ("llama", {"bits": 2, "weights": 32}, 2, 32, False),
-    "3 bits in 4": ("gpt2", {"bits": 3, "weights": 32, "symmetric": True}, 4, 32, True),
+    "8_bits_per_channel": ("llama", {"bits": 8, "scale_type": "float16", "ignore": ("lm_head",)}, 8, -1, True),
+    "2_bits": ("llama", {"bits": 2, "weights": 32}, 2, 32, False),
+    "3_bits_in_4": ("gpt2", {"bits": 3, "weights": 32, "symmetric": True}, 4, 32, True),
     "ternary": ("llama", {"grid": "ternary", "weights": 32}, 2, 32, True),
 }
 
@@ -61,6 +61,20 @@ def test_the_layout_holds_the_stored_weights(tmp_path, case):
     )
     left = {"lm_head"} if name == "gpt2" or settings.get("ignore") else set()
     assert written["lm_head"] == (name == "llama" and not left)
+
+
+def test_a_zero_point_of_0_needs_the_second_version(tmp_path):
+    model = model_of("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight.data.abs_()
+    model = quantized(model, bits=4, weights=32, only=("*.mlp.*",))
+    export_gptq(model, {"input_ids": IDS}, tmp_path / "m")
+    written = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert written["checkpoint_format"] == "gptq_v2"
+    tensors = load_file(str(tmp_path / "m" / "model.safetensors"))
+    for path, module in quantized_modules(model).items():
+        assert torch.equal(unpacked(tensors, path, 4, 0).t(), module.weight), path
+    assert int(model.model.layers[0].mlp.up_proj.packed.zero_point.max()) == 0
 
 
 def test_float_layers_are_named(tmp_path):

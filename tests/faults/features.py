@@ -11,8 +11,8 @@ FAULTS = [
     (
         "hint: only the teacher's feature is scaled to length 1",
         "objectives/features/hints.py",
-        "own, target = divergences.directions(own), divergences.directions(target)\n        loss = DIST",
-        "target = divergences.directions(target)\n        loss = DIST",
+        "own, target = divergences.directions(own), divergences.directions(target)",
+        "target = divergences.directions(target)",
         "tests/objectives/test_hint_values.py",
     ),
     (

@@ -129,8 +129,8 @@ FAULTS = [
     (
         "pyramid: the length of the vector, not along its point",
         "quantization/pyramids.py",
-        "along = (vectors / torch.where(each == 0, 1.0, each).unsqueeze(-1) * points).sum(-1) / points.norm(dim=-1)",
-        "along = (vectors / torch.where(each == 0, 1.0, each).unsqueeze(-1)).norm(dim=-1)",
+        "along = (x / each.unsqueeze(-1) * unit).sum(-1)",
+        "along = (x / each.unsqueeze(-1)).norm(dim=-1)",
         GRIDS,
     ),
     (
@@ -164,7 +164,7 @@ FAULTS = [
     (
         "int4 kernel: the unit of the grid forgotten",
         "quantization/modules.py",
-        "scale = scale * s.quantizer.grid.whole[0]",
+        "scale = scale * grid.whole[0]",
         "scale = scale * 1.0",
         STORED,
     ),

@@ -32,10 +32,10 @@ FAULTS = [
         INTERVENTION,
     ),
     (
-        "intervention: values are not detached with the context",
+        "intervention: values pass gradients on under attention outputs",
         "training/intervention.py",
-        'Intervention(share / 3, (f"{attention}.output:input",), inputs)',
-        'Intervention(share / 3, (f"{attention}.output:input",), inputs[:2])',
+        'Intervention(share / 6, (f"{attention}.output",), inputs)',
+        'Intervention(share / 6, (f"{attention}.output",), inputs[:2])',
         INTERVENTION,
     ),
     (

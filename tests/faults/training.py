@@ -87,8 +87,8 @@ FAULTS = [
     (
         "accumulated pieces not weighted",
         "training/update.py",
-        "value = loss.value if share == 1.0 else loss.value * share",
-        "value = loss.value",
+        "loss.value if share == 1.0 else loss.value * share",
+        "loss.value",
         "tests/training/test_training_trainer.py",
     ),
     (

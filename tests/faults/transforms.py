@@ -67,13 +67,6 @@ FAULTS = [
         "tests/pruning",
     ),
     (
-        "buckets: span of the gradient dropped",
-        "quantization/buckets.py",
-        "(low + span * levels[codes])",
-        "(low + span * (levels[codes].detach() + (levels[codes] - levels[codes].detach()) / span.clamp_min(1e-9)))",
-        "tests/quantization/test_buckets.py",
-    ),
-    (
         "aligning: the old rows scaled",
         "conversion/classifier.py",
         'values[data["old"] :] *= data["gamma"]',

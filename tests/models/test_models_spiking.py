@@ -57,6 +57,8 @@ def test_unrolled_spikes_are_binary_and_their_mean_is_the_level():
 def test_attention_by_hand():
     torch.manual_seed(0)
     layer = SpikingAttention(8, 2, lambda gain=1.0: InformationLIF(4, gain)).eval()
+    for parameter in (layer.query.weight, layer.key.weight, layer.value.weight):
+        torch.nn.init.normal_(parameter)
     x = torch.randn(2, 5, 8)
     level = InformationLIF(4)
     parts = {n: level(getattr(layer, f"{n}_norm")(F.linear(level(x), getattr(layer, n).weight))) for n in ("query", "key", "value")}  # fmt: skip
@@ -67,8 +69,12 @@ def test_attention_by_hand():
                 for j in range(5):
                     score = float(parts["query"][b, i, head] @ parts["key"][b, j, head])
                     mixed[b, i, head] += SCALE * score * parts["value"][b, j, head]
-    expected = layer.output_norm(F.linear(2 * level(mixed), layer.output.weight))
-    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    seen = {}
+    layer.mixed_spike.register_forward_pre_hook(lambda _, args: seen.update(mixed=args[0]))
+    found = layer(x)
+    torch.testing.assert_close(seen["mixed"], mixed)
+    assert float(mixed.max()) > 0.1
+    torch.testing.assert_close(found, layer.output_norm(F.linear(2 * level(mixed), layer.output.weight)))
 
 
 def test_the_network_on_single_spikes_answers_what_training_computed():

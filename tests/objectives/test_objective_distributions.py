@@ -20,6 +20,7 @@ from limbeck.objectives import (
     Standardized,
     StandardizedTargets,
     SymmetricKL,
+    TopKTargets,
     TotalVariation,
     TransformedTargets,
     WeightedSoftTargets,
@@ -53,6 +54,15 @@ def adaptive(p, q, mass=0.5):
     inside = sum(gap[i] for i in head)
     w = inside / sum(gap)
     return w * kl(p, q) + (1 - w) * kl(q, p)
+
+
+def split(p, q, k, head, rest, w):
+    order = sorted(range(C), key=lambda i: -p[i])
+    total = 0.0
+    for rank, i in enumerate(order):
+        a, b = (p[i], q[i]) if (head if rank < k else rest) == "forward" else (q[i], p[i])
+        total += (1.0 if rank < k else w) * (a * math.log(a / b) - a + b)
+    return total
 
 
 def standard(z):
@@ -92,6 +102,14 @@ FORMULAS = {
         lambda s, t, y: 0.5 * sum(abs(a - b) for a, b in zip(softmax(s, 2), softmax(t, 2))),
     ),
     "adaptive": (AdaptiveKL(2.0), lambda s, t, y: 4 * adaptive(softmax(t, 2), softmax(s, 2))),
+    "top-k": (
+        TopKTargets(2.0, k=2, weight=0.3),
+        lambda s, t, y: 4 * split(softmax(t, 2), softmax(s, 2), 2, "forward", "reverse", 0.3),
+    ),
+    "top-k-turned": (
+        TopKTargets(k=1, head="reverse", rest="forward", weight=3.0),
+        lambda s, t, y: split(softmax(t), softmax(s), 1, "reverse", "forward", 3.0),
+    ),
     "standardized": (
         StandardizedTargets(2.0),
         lambda s, t, y: 4 * kl(softmax(standard(t), 2), softmax(standard(s), 2)),
@@ -174,6 +192,19 @@ def test_limits_meet_the_known_divergences():
     assert float(value(TransformedTargets(1.0, weighted=True), s, t, y)) == pytest.approx(forward)
 
 
+def test_a_split_of_one_direction_is_no_split():
+    s, t, y = logits(3)
+    for direction, whole in (("forward", SoftTargets(temperature=2.0)), ("reverse", ReverseKL(2.0))):
+        cut = TopKTargets(2.0, k=2, head=direction, rest=direction)
+        assert float(value(cut, s, t, y)) == pytest.approx(float(value(whole, s, t, y)), rel=1e-9)
+
+
+def test_a_split_needs_a_rest():
+    s, t, y = logits(3)
+    with pytest.raises(UsageError, match="k=4 leaves no rest of 4 classes"):
+        value(TopKTargets(k=4), s, t, y)
+
+
 def test_bounds():
     far = torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
     y = torch.zeros(2, dtype=torch.long)
@@ -234,6 +265,10 @@ def test_correlation_is_blind_to_scale_of_the_teacher_and_counts_weights():
         (lambda: SymmetricKL(forward=1.5), "forward"),
         (lambda: AdaptiveKL(mass=0.0), "mass"),
         (lambda: ReverseKL(0.0), "temperature"),
+        (lambda: TopKTargets(k=0), "k=0"),
+        (lambda: TopKTargets(head="both"), "head"),
+        (lambda: TopKTargets(rest="both"), "rest"),
+        (lambda: TopKTargets(weight=0.0), "weight"),
         (lambda: CorrelationTargets(0.0, 0.0), "nothing to minimize"),
         (lambda: CorrelationTargets(-1.0), "inter"),
     ],

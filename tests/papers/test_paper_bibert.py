@@ -41,7 +41,8 @@ def test_entropy_and_bytes_by_hand():
     batch = {"input_ids": torch.tensor([[1, 2, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
     seen = []
     model.blocks[0].attention.weights.register_forward_hook(lambda *a: seen.append(a[2]))
-    model(**batch)
+    with torch.no_grad():
+        model(**batch)
     shares = [float(seen[0][0, head, :3, :3].mean()) for head in range(2)]
     bits = [-sum(q * math.log2(q) for q in (p, 1 - p) if q) for p in shares]
     assert map_bits(model, batch) == pytest.approx(sum(bits) / 2, abs=1e-6)

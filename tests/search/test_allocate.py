@@ -113,3 +113,36 @@ def test_what_cannot_be_done_is_refused(method):
         allocate({"a": [Option(1, -1)]}, 5, method)
     with pytest.raises(UsageError, match="method"):
         allocate(items, 100, "greedy")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_least_numbers_of_an_option_equal_enumeration(seed):
+    items = table(seed)
+    budget = 0.6 * sum(max(option.cost for option in options) for options in items.values())
+    at_least = {1: 1, 4: 2}
+    fitting = [
+        choice
+        for choice in itertools.product(*items.values())
+        if math.fsum(option.cost for option in choice) <= budget
+        and all(sum(option.name == name for option in choice) >= count for name, count in at_least.items())
+    ]
+    if not fitting:
+        with pytest.raises(BudgetError, match="with at least"):
+            allocate(items, budget, at_least=at_least)
+        return
+    found = allocate(items, budget, at_least=at_least)
+    assert found.cost <= budget
+    assert found.loss == pytest.approx(min(math.fsum(option.loss for option in choice) for choice in fitting))
+    names = list(found.choice.values())
+    assert names.count(1) >= 1 and names.count(4) >= 2
+
+
+def test_least_numbers_that_cannot_be():
+    items = table(0)
+    with pytest.raises(BudgetError, match="with at least"):
+        allocate(items, sum(min(o.cost for o in options) for options in items.values()), at_least={4: 5})
+    for bad in ({4: 6}, {7: 1}, {4: -1}, {4: 1.5}):
+        with pytest.raises(UsageError, match="at_least"):
+            allocate(items, 1e3, at_least=bad)
+    with pytest.raises(UsageError, match="milp"):
+        allocate(items, 1e3, "dynamic", at_least={4: 1})
