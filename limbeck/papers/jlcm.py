@@ -16,6 +16,8 @@ characters to calibrate with, which are what a seed varies. Method: neurons of f
 learned. Baseline: k-means, one codebook per tensor. Control: the same with plain gradients. `grouped`: k-means for ordered groups. `unordered`: groups
 of neurons as they come, learned. `tensor`: one codebook per tensor, learned. Codebooks are 1 % of the bytes; rates of
 mapping are tuned alike, of the baseline the steps of k-means.
+One run was made for the verdict: inconclusive. Learning brings most (perplexity 8.70 to 6.79; one k-means codebook per tensor 9.11, float 6.47), groups
+and the order of neurons 0.1 each, but proximal and plain gradients do not differ (6.790 and 6.773, interval of the difference -0.043 to 0.009).
 """
 
 from __future__ import annotations
