@@ -33,14 +33,16 @@ from limbeck.quantization.formats import (
 from limbeck.quantization.fourth_roots import FourthRootGrid
 from limbeck.quantization.from_folder import quantize_folder
 from limbeck.quantization.gptq import GPTQ
-from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.half_quadratic import HalfQuadratic
+from limbeck.quantization.joint_codebooks import JointCodebooks
 from limbeck.quantization.kernels import plain_kernels
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import LevelGrid
 from limbeck.quantization.mixed_precision import MixedPrecision
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, kernel_table
 from limbeck.quantization.named_grids import named
+from limbeck.quantization.neuron_order import OrderNeurons
 from limbeck.quantization.power_grid import SearchedPowerGrid, shared_exponent
 from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
@@ -74,6 +76,7 @@ __all__ = [
     "Grid",
     "HalfQuadratic",
     "IntegerGrid",
+    "JointCodebooks",
     "LatticeGrid",
     "LevelGrid",
     "LevelSet",
@@ -81,9 +84,11 @@ __all__ = [
     "MinifloatGrid",
     "MixedPrecision",
     "NormalFloatGrid",
+    "OrderNeurons",
     "Packed",
     "PerChannel",
     "PerGroup",
+    "PerRows",
     "PerTensor",
     "PowerGrid",
     "PowerSearch",

@@ -13,6 +13,7 @@ A plan's decisions:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from limbeck.errors import ArtifactError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.calibration import check_method
 from limbeck.quantization.contract import Grid
-from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.granularity import Granularity
+from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.named_grids import named, open_width
 from limbeck.quantization.ranges import activation_ranges, output_paths
 from limbeck.quantization.replacement import float_weight_of, quantized, replace, why_not
@@ -41,7 +43,8 @@ KIND = "quantize"
 class Quantize:
     """Post-training quantization to integer weights, or weights on another grid, and, where asked for, integer activations.
 
-    bits, weights   weight bits 2..8 (32: change nothing) with one scale per "channel", per "tensor", or per group of that many inputs
+    bits, weights   weight bits 2..8 (32: change nothing) with one scale per "channel", per "tensor", per group of that many inputs, or
+                    per run of so many output channels: "16 rows"
     grid            another grid by name: "nf4", "fp8_e4m3", "ternary", "binary", "kmeans", "e8", ... (`named_grids.NAMES`), or its name and
                     settings: {"name": "power", "exponent": 0.4}. `bits` counts where the name leaves the width open; None: integers
     activations     "static": asymmetric uint8 ranges calibrated on the train split (a task is needed);
@@ -109,11 +112,15 @@ class Quantize:
     def specification(self) -> Specification:
         """The entry every module gets, before its activation range is known."""
         if isinstance(self.weights, int) and not isinstance(self.weights, bool):
-            granularity = PerGroup(self.weights)
+            granularity: Granularity = PerGroup(self.weights)
+        elif isinstance(self.weights, str) and (run := re.fullmatch(r"(\d+) rows", self.weights)):
+            granularity = PerRows(int(run[1]))
         elif self.weights in ("channel", "tensor"):
             granularity = PerChannel(0) if self.weights == "channel" else PerTensor()
         else:
-            raise UsageError(f"weights={self.weights!r}: allowed are 'channel', 'tensor' and a group size such as 64")
+            raise UsageError(
+                f"weights={self.weights!r}: allowed are 'channel', 'tensor', a group size such as 64 and a run such as '16 rows'"
+            )
         grid = self._grid
         symmetric = self.symmetric if grid is None else True
         if symmetric is None:

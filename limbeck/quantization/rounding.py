@@ -68,7 +68,9 @@ class LayerRounding(Rounding):
                     found |= {path: quantizers[path].encode(weight) for path, weight in zip(paths, weights)}
                     continue
                 together = (
-                    len({quantizers[path] for path in paths}) == 1 and quantizers[paths[0]].granularity != PerTensor()
+                    len({quantizers[path] for path in paths}) == 1
+                    and isinstance(quantizers[paths[0]].granularity, (PerChannel, PerGroup))
+                    and "codebook" not in quantizers[paths[0]].layout((2, 64))
                 )
                 if together:  # rows do not know of each other
                     whole = self.layer(torch.cat(weights), hessian.value, quantizers[paths[0]])
@@ -128,6 +130,7 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
     from limbeck.quantization.decoupled import DecoupleQ
     from limbeck.quantization.gptq import GPTQ
     from limbeck.quantization.half_quadratic import HalfQuadratic
+    from limbeck.quantization.joint_codebooks import JointCodebooks
     from limbeck.quantization.power_search import PowerSearch
     from limbeck.quantization.vector_feedback import VectorFeedback
 
@@ -139,6 +142,7 @@ def as_rounding(rounding: str | Rounding) -> Rounding | None:
         "hqq": HalfQuadratic,
         "decoupleq": DecoupleQ,
         "nupes": PowerSearch,
+        "jlcm": JointCodebooks,
         "vector_feedback": VectorFeedback,
     }
     if rounding not in known:

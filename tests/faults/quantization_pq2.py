@@ -2,6 +2,7 @@
 
 POWERS = "tests/quantization/test_power_search.py"
 SWITCHING = "tests/training/test_training_bit_switching.py"
+JOINT = "tests/quantization/test_joint_codebooks.py"
 
 FAULTS = [
     (
@@ -59,5 +60,33 @@ FAULTS = [
         "alike if trace < mean else by_width",
         "by_width if trace < mean else alike",
         SWITCHING + "::test_rates_and_chances_of_widths",
+    ),
+    (
+        "codebooks: proximal gradients that grow with the distance",
+        "quantization/joint_codebooks.py",
+        "/ (1 + apart.abs() / delta",
+        "* (1 + apart.abs() / delta",
+        JOINT + "::test_both_gradients_follow_their_formulas",
+    ),
+    (
+        "codebooks: shares that mix to the mirrored weight",
+        "quantization/joint_codebooks.py",
+        "(1 - part).unsqueeze(2)",
+        "part.unsqueeze(2)",
+        JOINT + "::test_shares_begin_where_they_mix_to_the_weight",
+    ),
+    (
+        "codebooks: runs of rows repeated in turn",
+        "quantization/granularity.py",
+        "parameter.repeat_interleave(granularity.size)[: shape[0]]",
+        "parameter.repeat(granularity.size)[: shape[0]]",
+        JOINT + "::test_runs_of_rows_share_and_come_back",
+    ),
+    (
+        "codebooks: readers keep the old order of neurons",
+        "quantization/neuron_order.py",
+        "                if old >= 0:",
+        '                if old >= 0 and member.axis == "out":',
+        JOINT + "::test_another_order_of_neurons_computes_the_same_and_sizes_rise",
     ),
 ]

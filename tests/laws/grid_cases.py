@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.quantization.grids import IntegerGrid, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.grids import IntegerGrid, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.named_grids import named
 
 GRIDS = {
@@ -46,12 +46,13 @@ GRIDS = {
     "fourth_roots": named("fourth_roots", 1),
     "fourth_roots2": named("fourth_roots", 2),
 }
-GRANULARITIES = {"tensor": PerTensor(), "channel": PerChannel(0), "group": PerGroup(16)}
+GRANULARITIES = {"tensor": PerTensor(), "channel": PerChannel(0), "group": PerGroup(16), "rows": PerRows(3)}
 CASES = [
     (grid, granularity)
     for grid in GRIDS
     for granularity in GRANULARITIES
     if granularity == "tensor" or not grid.startswith(("fourth_roots", "pyramid_wide"))
+    if granularity != "rows" or grid in ("int4", "affine", "searched_power", "nf4", "binaries", "kmeans")
 ]
 each = pytest.mark.parametrize(("grid", "granularity"), CASES, ids=[f"{a}-{b}" for a, b in CASES])
 every = pytest.mark.parametrize("grid", GRIDS)
