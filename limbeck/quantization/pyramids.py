@@ -30,7 +30,7 @@ from limbeck.errors import ArtifactError, UsageError
 from limbeck.quantization.codebooks import check_channels, whole_vectors
 from limbeck.quantization.contract import SCALE_TYPES, Grid, Layout, Packed, as_stored
 from limbeck.quantization.formats import check_whole
-from limbeck.quantization.granularity import Granularity, PerChannel, PerGroup, parameter_shape, rows, spread
+from limbeck.quantization.granularity import Granularity, PerChannel, PerGroup, PerRows, parameter_shape, rows, spread
 from limbeck.quantization.packing import pack_wide, packed_length, unpack_wide
 
 
@@ -171,6 +171,10 @@ class PyramidGrid(Grid):
 
     def check_granularity(self, granularity: Granularity) -> None:
         whole_vectors(granularity, self.entries)
+        if self.gains == "beta" and isinstance(granularity, PerRows):
+            raise UsageError(
+                f"{granularity}: runs of rows differ in length, and Beta quantiles follow from it; take gains='uniform' or 'channel'"
+            )
 
     def layout(self, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
         *outer, width = shape or (1,)

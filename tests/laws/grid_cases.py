@@ -52,7 +52,7 @@ CASES = [
     for grid in GRIDS
     for granularity in GRANULARITIES
     if granularity == "tensor" or not grid.startswith(("fourth_roots", "pyramid_wide"))
-    if granularity != "rows" or grid in ("int4", "affine", "searched_power", "nf4", "binaries", "kmeans")
+    if granularity != "rows" or grid != "pyramid_beta"
 ]
 each = pytest.mark.parametrize(("grid", "granularity"), CASES, ids=[f"{a}-{b}" for a, b in CASES])
 every = pytest.mark.parametrize("grid", GRIDS)

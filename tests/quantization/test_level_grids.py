@@ -18,7 +18,7 @@ from limbeck.quantization.formats import (
     TernaryGrid,
 )
 from limbeck.quantization.fourth_roots import FourthRootGrid
-from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerTensor, Quantizer
+from limbeck.quantization.grids import IntegerGrid, Packed, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.lattices import LatticeGrid
 from limbeck.quantization.levels import fit_scale, search_scale
 from limbeck.quantization.named_grids import named
@@ -237,6 +237,7 @@ def test_bits_are_counted_as_stored():
         (lambda: FourthRootGrid(0), "stages=0"),
         (lambda: PyramidGrid(1), "entries=1"),
         (lambda: PyramidGrid(32, 32), "at most 62"),
+        (lambda: Quantizer(PyramidGrid(gains="beta"), PerRows(4)), "runs of rows differ"),
         (lambda: Quantizer(FourthRootGrid(), PerChannel(0), "mean"), "one set of scales per tensor"),
         (lambda: Quantizer(LatticeGrid(), PerGroup(12), "mse"), "multiple of 8"),
         (lambda: Quantizer(LatticeGrid(), PerChannel(1), "mse"), "axis 0"),
