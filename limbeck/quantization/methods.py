@@ -150,7 +150,7 @@ DEFAULTS: dict[float, tuple[str, str]] = {
     5: ("hqq", "gptq"),
     4: ("hqq", "gptq"),
     3: ("hqq", "gptq"),
-    2: ("hqq", "decoupleq"),
+    2: ("ranges", "decoupleq"),
     TERNARY: ("ranges", "trained"),
     1: ("nearest", "trained"),
 }
