@@ -31,9 +31,10 @@ from torch import nn
 
 from limbeck.errors import LimbeckError
 from limbeck.files import write_json, write_text
+from limbeck.measure.size import state_bytes
 from limbeck.models import load_sentence_encoder
 from limbeck.quantization.methods import DEFAULTS, METHODS
-from limbeck.quantized import quantize, stored_bytes
+from limbeck.quantized import quantize
 from limbeck.signals import call
 from limbeck.tasks import Retrieval
 from limbeck.training import TrainingConfig
@@ -172,7 +173,7 @@ def measured(subject: Subject, reference: nn.Module, bits: float, method: str, s
 
 def reference_cell(subject: Subject, model: nn.Module) -> dict[str, Any]:
     found = {split: subject.measure(model, split) for split in ("validation", "test")}
-    size = stored_bytes(model)
+    size = state_bytes(model.state_dict())
     return {
         "model": subject.name,
         "bits": 32,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.build import Factory, with_lineage
+from limbeck.build import Factory, lineage, with_lineage
 from limbeck.errors import UsageError
 from limbeck.models.encoder import Encoder, encoder
 from limbeck.models.layers import Attention, initialize
@@ -130,6 +130,5 @@ def binary_encoder(
             old = getattr(block.feed_forward, name)
             setattr(block.feed_forward, name, BinaryLinear(old.in_features, old.out_features))
     initialize(model, depth)
-    arguments = {"vocabulary": vocabulary, "classes": classes, "length": length, "depth": depth, "width": width}
-    arguments |= {"heads": heads, "hidden": hidden, "dropout": dropout, "maps": maps}
+    arguments = {**lineage(model).factory.arguments, "maps": maps}
     return with_lineage(model, Factory("limbeck.models.binary:binary_encoder", arguments))

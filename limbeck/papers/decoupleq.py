@@ -23,24 +23,14 @@ was tuned, the perplexity was 0.06 above GPTQ's (interval 0.02 to 0.10, margin 0
 from __future__ import annotations
 
 import copy
-import itertools
 
 from limbeck.beds.language import CHARACTERS as BED
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
 from limbeck.plan import apply
 from limbeck.quantization import GPTQ, DecoupleQ, Quantize
+from limbeck.tasks.drawn import Drawn
 
 EXAMPLES, GROUP = 128, 64
-
-
-class Drawn:
-    """A task whose calibration examples are drawn by a seed."""
-
-    def __init__(self, task, seed: int):
-        self.task, self.seed = task, seed
-
-    def batches(self, split, batch_size, *, limit):
-        return itertools.islice(self.task.batches(split, batch_size, seed=self.seed), -(-limit // batch_size))
 
 
 def quantized(

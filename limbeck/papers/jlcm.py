@@ -26,9 +26,9 @@ import copy
 
 from limbeck.beds.language import CHARACTERS as BED
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
-from limbeck.papers.decoupleq import Drawn
 from limbeck.plan import apply
 from limbeck.quantization import JointCodebooks, OrderNeurons, Quantize
+from limbeck.tasks.drawn import Drawn
 
 EXAMPLES, STEPS, ROWS = 128, 100, "32 rows"
 

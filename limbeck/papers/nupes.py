@@ -29,10 +29,10 @@ import copy
 
 from limbeck.beds.language import CHARACTERS as BED
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
-from limbeck.papers.decoupleq import Drawn
 from limbeck.plan import apply
 from limbeck.quantization import AdaRound, PerChannel, PowerSearch, Quantize, shared_exponent
 from limbeck.quantization.hessian import matrix
+from limbeck.tasks.drawn import Drawn
 
 BITS, EXAMPLES, STEPS = 3, 128, 150
 SEARCHED = {"name": "searched_power", "bits": BITS}

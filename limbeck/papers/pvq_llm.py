@@ -29,9 +29,10 @@ import copy
 
 from limbeck.beds.language import CHARACTERS as BED
 from limbeck.experiments import Arm, Comparison, Miniature, Paper, Run
-from limbeck.papers.decoupleq import EXAMPLES, Drawn, unquantized
+from limbeck.papers.decoupleq import EXAMPLES, unquantized
 from limbeck.plan import apply
 from limbeck.quantization import Quantize, Rotate
+from limbeck.tasks.drawn import Drawn
 
 SCALARS = {
     "affine": {"grid": "affine", "weights": 128},

@@ -20,6 +20,13 @@ from limbeck.quantization.granularity import Granularity, PerChannel, parameter_
 from limbeck.quantization.packing import pack_bits, packed_length, unpack_bits
 
 
+def two_parameter_layout(bits: int, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
+    """Codes of `bits`, a scale and a second parameter of the same type (an offset, an exponent) as `zero_point`."""
+    *outer, count = shape or (1,)
+    scales = (parameter_shape(shape, granularity), SCALE_TYPES[scale_type])
+    return {"codes": ((*outer, packed_length(count, bits)), torch.uint8), "scale": scales, "zero_point": scales}
+
+
 @dataclass(frozen=True)
 class AffineGrid(Grid):
     """bits: 1 to 8. Stored: codes, scales and, as `zero_point`, offsets, both in the quantizer's scale type.
@@ -40,13 +47,7 @@ class AffineGrid(Grid):
         return 2**self.bits - 1
 
     def layout(self, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
-        *outer, count = shape or (1,)
-        scales = (parameter_shape(shape, granularity), SCALE_TYPES[scale_type])
-        return {
-            "codes": ((*outer, packed_length(count, self.bits)), torch.uint8),
-            "scale": scales,
-            "zero_point": scales,
-        }
+        return two_parameter_layout(self.bits, shape, granularity, scale_type)
 
     def parameters(self, x: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         """Scale and offset for x, each of `parameter_shape`, as they are stored."""

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ArtifactError, UsageError
+from limbeck.quantization.affine_grid import two_parameter_layout
 from limbeck.quantization.contract import SCALE_TYPES, Grid, Layout, Packed, as_stored
 from limbeck.quantization.formats import PowerGrid, check_whole
 from limbeck.quantization.granularity import Granularity, from_rows, parameter_shape, rows, spread
 from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.levels import search_scale
-from limbeck.quantization.packing import pack_bits, packed_length, unpack_bits
+from limbeck.quantization.packing import pack_bits, unpack_bits
 
 LOWEST, HIGHEST = 0.1, 2.0  # exponents that `PowerGrid` takes, too
 
@@ -76,13 +77,7 @@ class SearchedPowerGrid(Grid):
         return 2 ** (self.bits - 1) - 1
 
     def layout(self, shape: Sequence[int], granularity: Granularity, scale_type: str) -> Layout:
-        *outer, count = shape or (1,)
-        scales = (parameter_shape(shape, granularity), SCALE_TYPES[scale_type])
-        return {
-            "codes": ((*outer, packed_length(count, self.bits)), torch.uint8),
-            "scale": scales,
-            "zero_point": scales,
-        }
+        return two_parameter_layout(self.bits, shape, granularity, scale_type)
 
     def parameters(self, x: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
         """Scale and exponent for x, each of `parameter_shape`, as they are stored. Rows of zeros get scale 0 and the highest exponent."""

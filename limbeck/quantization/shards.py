@@ -21,7 +21,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.errors import ArtifactError, UsageError
-from limbeck.memory import give_back
 from limbeck.quantization.chains import containers
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.grids import Quantizer
@@ -164,4 +163,3 @@ def round_shards(
             if changed is not None:
                 changed |= segment.changed
             yield from found.items()
-            give_back()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import DataError
+from limbeck.memory import give_back
 from limbeck.pruning.importance import unchanged
 from limbeck.quantization.chains import Call, Chain, order
 from limbeck.quantization.hessian import write_matrix
@@ -196,6 +197,7 @@ def _blocks(chain: Chain, paths: Sequence[str], targets: bool, fetch) -> Iterato
         with torch.no_grad():
             outputs = [c.run(block, x) for c, x in zip(calls, chain.hidden)]
         chain.hidden = [first_tensor(out) for out in outputs]
+        give_back()
         if last:
             chain.final = outputs
             chain.final_reference = reference if targets else []

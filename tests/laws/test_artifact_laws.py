@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from mixtures import MIXTRAL
 from torch import nn
 
 from limbeck.artifact import load, save
@@ -47,16 +48,6 @@ MODELS = {
     "encoder": lambda: encoder(40, classes=3, length=8, depth=2, width=16, heads=2),
     "transformer": lambda: transformer("AutoModelForSequenceClassification", {**BERT, "num_labels": 3}),
     "sentence encoder": lambda: sentence_encoder(BERT),
-}
-MIXTRAL = {
-    "model_type": "mixtral",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_local_experts": 4,
 }
 ALL_MODELS = {**MODELS, "mixtral": lambda: transformer("AutoModelForCausalLM", MIXTRAL)}
 TRANSFORMS = {

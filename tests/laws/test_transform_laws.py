@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from mixtures import MIXTRAL
 from torch import nn
 
 import limbeck.conversion
@@ -79,16 +80,6 @@ class Task:
         return {"input_ids": torch.randint(0, 40, (count, 9), generator=generator), "attention_mask": mask}
 
 
-MIXTRAL = {
-    "model_type": "mixtral",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_local_experts": 4,
-}
 MODELS = {
     "resnet": (lambda: resnet(14, 2), Task(images=True)),
     "vit": (lambda: vit(8, 4, 2, depth=3, width=32, heads=4), Task(images=True)),

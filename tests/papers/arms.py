@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from limbeck.experiments import Paper, Run, Store
+from limbeck.beds.language import CHARACTERS
+from limbeck.experiments import Arm, Paper, Run, Store
 
 
 def run_arms(paper: Paper, folder: Path, **how) -> dict[str, tuple[dict[str, float], Run]]:
@@ -24,6 +25,19 @@ def assert_alike(paper: Paper, results: dict[str, tuple[dict[str, float], Run]],
         assert all(row.metric in found for row in paper.compared)
     for cost in costs or ("steps", "samples", "parameters"):
         assert len({run.costs[cost] for _, run in results.values()}) == 1, cost
+
+
+def small_characters(module: Any, folder: Path, monkeypatch) -> Run:
+    """A run of a paper file whose bed of characters is replaced by a tiny one."""
+    monkeypatch.setattr(module, "BED", replace(CHARACTERS, blocks=4, teacher_steps=2, length=32))
+    return Run(0, "validation", Store(folder))
+
+
+def assert_calibrates(arm: Arm, run: Run, examples: int = 16, **few) -> None:
+    """An arm that quantizes measures finite numbers and sees as many examples as it was given. few: steps, where it trains."""
+    found = arm.run(run, **{**arm.candidates()[-1], "examples": examples, **few})
+    assert all(math.isfinite(value) for value in found.values())
+    assert run.costs["examples"] == examples
 
 
 def tiny_patches(bed: Any, **changes: Any) -> Any:

@@ -4,34 +4,17 @@ import itertools
 
 import pytest
 import torch
+from small_mixture import Tokens, mixture
 from torch.nn import functional as F
 
 from limbeck.errors import UsageError
 from limbeck.models import encoder, resnet
-from limbeck.models.mixture_of_experts import mixture_gpt
 from limbeck.plan import apply
 from limbeck.quantization import Quantize, ScoredBits
 from limbeck.quantization.scored_bits import SimilarityPredictor, fit_similarity, highest_first, outlier_score
 from limbeck.signals import call
 
-
-class Tokens:
-    def batches(self, split, batch_size, *, limit=None, **_):
-        assert split == "train"
-        draws = torch.Generator().manual_seed(0)
-        for _ in range(0, limit, batch_size):
-            yield {"input_ids": torch.randint(0, 30, (batch_size, 8), generator=draws)}
-
-
 QUICK = {"examples": 16, "batch_size": 8, "quantize": Quantize(weights=8, activations=None)}
-
-
-def mixture():
-    torch.manual_seed(0)
-    model = mixture_gpt(30, 8, 2, 16, 2, 16, experts=4, top=2).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def given(plan):

@@ -14,27 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
-from limbeck.inference.kv_cache.quantized import Entries, QuantizedEntries
+from limbeck.inference.kv_cache.quantized import QuantizedEntries
 
 
 @functools.cache
 def layer_class() -> type:
     """The class of a layer; made when it is first needed, because its base is in transformers."""
-    from transformers.cache_utils import BaseQuantizedLayer
+    from transformers.cache_utils import DynamicLayer
 
-    class QuantizedLayer(BaseQuantizedLayer):
+    class QuantizedLayer(DynamicLayer):
         """Packed pieces of older tokens and dense recent ones. A piece is stored once and never rounded again."""
 
         def __init__(self, settings: QuantizedEntries):
             super().__init__()
-            self.settings, self.pieces = settings, []
+            self.settings, self.pieces, self.length = settings, [], 0
+
+        def get_seq_length(self) -> int:
+            """How many tokens are held."""
+            return self.length
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             """All keys and values so far, the new ones as they came; afterwards what is no longer recent is packed."""
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
                 self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-            self.cumulative_length += key_states.shape[-2]
+            self.length += key_states.shape[-2]
             recent = [torch.cat(pair, -2) for pair in ((self.keys, key_states), (self.values, value_states))]
             parts = [piece.unpack() for piece in self.pieces] + [tuple(recent)]
             count = self.settings.settled(recent[0].shape[-2])
@@ -70,18 +74,12 @@ def layer_class() -> type:
                 )
             left = self.keys.shape[-2] - tokens_to_remove
             self.keys, self.values = (x[..., :left, :] for x in (self.keys, self.values))
-            self.cumulative_length -= tokens_to_remove
+            self.length -= tokens_to_remove
 
         def reset(self) -> None:
             """Forget everything."""
             super().reset()
-            self.pieces, self.cumulative_length, self.is_initialized = [], 0, False
-
-        def _quantize(self, tensor: Tensor) -> Entries:
-            return self.settings.pack(tensor, tensor)
-
-        def _dequantize(self, q_tensor: Entries) -> Tensor:
-            return q_tensor.unpack()[0]
+            self.pieces, self.length, self.is_initialized = [], 0, False
 
         @property
         def nbytes(self) -> int:
