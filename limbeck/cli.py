@@ -214,13 +214,18 @@ def quantize(
         str | None, typer.Option("--method", help="By name, such as gptq; the default of the width when absent.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draws the calibration examples.")] = None,
+    embeddings: Annotated[
+        int | None, typer.Option("--embeddings", help="Bits of tables of embeddings, 8 to 2; float when absent.")
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Quantize an artifact in one step, with the default method of its width."""
     from limbeck.inspection import quantize_path
 
-    done = quantize_path(artifact, out, bits, task, method, seed, trust=tuple(trust or ()), progress=not as_json)
+    done = quantize_path(
+        artifact, out, bits, task, method, seed, embeddings, trust=tuple(trust or ()), progress=not as_json
+    )
     if as_json:
         show(done)
     else:

@@ -11,6 +11,7 @@ import yaml
 from limbeck import artifact, vocabulary
 from limbeck.errors import ArtifactError, UsageError
 from limbeck.measure import Measurement
+from limbeck.measure.size import state_bytes
 
 
 def task_of(folder: Path, given: str | None, trust: Iterable[str] = ()) -> Any:
@@ -96,24 +97,25 @@ def quantize_path(
     task: str | None,
     method: str | None,
     seed: int | None,
+    embeddings: int | None,
     *,
     trust: tuple[str, ...],
     progress: bool,
 ) -> dict[str, Any]:
     """Write the quantized form of an artifact as an artifact. task: YAML, "own" for that of the artifact's recipe, or None: no data."""
-    from limbeck.quantized import quantize, stored_bytes
+    from limbeck.quantized import quantize
 
     folder = artifact_folder(path)
     model = artifact.load(folder, trust=trust)
     data = None if task is None else task_of(folder, None if task == "own" else task, trust)
     width = int(bits) if bits == int(bits) else bits
-    made = quantize(model, width, data, method=method, seed=seed, progress=progress)
+    made = quantize(model, width, data, method=method, embeddings=embeddings, seed=seed, progress=progress)
     recipe = folder / "recipe.yaml"  # what it was made by, and its task
     if recipe.is_file():
         made.save(out, recipe=recipe.read_text())
     else:
         made.save(out, recipe=None if data is None else {"task": vocabulary.describe(data)})
-    return {"artifact": str(out), "before": stored_bytes(model), **made.to_json()}
+    return {"artifact": str(out), "before": state_bytes(model.state_dict()), **made.to_json()}
 
 
 def report_of(path: Path) -> tuple[dict[str, Any], Path]:

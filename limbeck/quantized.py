@@ -12,8 +12,7 @@ were chosen: docs/quantization.md. In a recipe, the same steps are written out.
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from torch import nn
 
 from limbeck import artifact
 from limbeck.errors import UsageError, did_you_mean
+from limbeck.measure.size import state_bytes
 from limbeck.objectives import EmbeddingDistance, SoftTargets
 from limbeck.objectives.base import Objective
 from limbeck.plan import Plan, apply, in_sequence
 from limbeck.pruning.depth import find_stacks
 from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
+from limbeck.quantization.embeddings import QuantizeEmbeddings
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.hessian import matrix
 from limbeck.quantization.methods import DEFAULTS, METHODS, TERNARY, WIDTHS, Method, Settings
@@ -37,6 +38,7 @@ from limbeck.quantization.replacement import why_not
 from limbeck.quantization.rounding import to_text
 from limbeck.quantization.specification import Specification
 from limbeck.signals import match_paths
+from limbeck.tasks.drawn import Drawn
 from limbeck.tasks.retrieval import Retrieval
 from limbeck.teachers import FrozenTeacher
 from limbeck.training import Distil, Trainer, TrainingConfig
@@ -61,7 +63,7 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        return stored_bytes(self.model)
+        return state_bytes(self.model.state_dict())
 
     @property
     def quantized_bytes(self) -> int:
@@ -92,6 +94,7 @@ def quantize(
     method: str | None = None,
     group_size: int = 64,
     ends: int | None = 8,
+    embeddings: int | None = None,
     only: Sequence[str] | str = "*",
     ignore: Sequence[str] | str = (),
     compute: str = "bfloat16",
@@ -110,6 +113,7 @@ def quantize(
     group_size  consecutive inputs that share a scale, below 8 bits
     ends        bits of layers outside the stacks of like blocks (the first and the last ones, such as a language model's head), where
                 fewer are asked for; None leaves them in float
+    embeddings  8 to 2 bits for tables of embeddings, one scale per row (below 8 bits per group); None leaves them in float
     only, ignore      patterns of module paths
     compute     type of products with weights below 8 bits: "bfloat16" (fast where the processor has it) or "float32"
     examples, batch_size    calibration. seed: draws the examples, and decides the training; None: the first ones, evenly spaced
@@ -126,10 +130,12 @@ def quantize(
         raise UsageError(
             f"method {name!r} trains nothing: leave train and objective out, or choose one of {_trained()}"
         )
-    if ends is not None and (isinstance(ends, bool) or not isinstance(ends, int) or not 2 <= ends <= 8):
-        raise UsageError(
-            f"ends={ends!r}: 2 to 8 bits for the layers outside the blocks, or None to leave them in float"
-        )
+    for field_name, value, what in (
+        ("ends", ends, "layers outside the blocks"),
+        ("embeddings", embeddings, "embeddings"),
+    ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= 8):
+            raise UsageError(f"{field_name}={value!r}: 2 to 8 bits for the {what}, or None to leave them in float")
     patterns = [(value,) if isinstance(value, str) else tuple(value) for value in (only, ignore)]
     work, plans = copy.deepcopy(model).eval(), []
     if (folds := _folds(work, task)) is not None:
@@ -153,24 +159,15 @@ def quantize(
         plans.append(Quantize(bits=ends, weights="channel", activations=None, compute=compute, only=outer).plan(work))
         work = apply(work, plans[-1])
     left = dict(plans[-1].decisions["left_alone"])
+    if embeddings is not None:
+        tables = _tables(settings, embeddings)
+        chosen_tables, why = tables.found(work)
+        left |= why
+        if chosen_tables:
+            plans.append(tables.plan(work))
+            work = apply(work, plans[-1])
     left = {path: reason for path, reason in left.items() if not isinstance(work.get_submodule(path), QuantizedModule)}
     return Quantized(work.eval(), plans[0] if len(plans) == 1 else in_sequence(*plans), name, width, left)
-
-
-def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers that a file holds; shared ones once."""
-    tensors = {(t.data_ptr(), t.shape): t for t in model.state_dict().values()}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-class Drawn:
-    """A task whose calibration examples are drawn by a seed."""
-
-    def __init__(self, task: Any, seed: int):
-        self.task, self.seed = task, seed
-
-    def batches(self, split: str, batch_size: int, *, limit: int) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(self.task.batches(split, batch_size, seed=self.seed), -(-limit // batch_size))
 
 
 def _width(bits: float) -> float:
@@ -225,6 +222,12 @@ def _outside(model: nn.Module, only: tuple[str, ...], ignore: tuple[str, ...]) -
         if path in wanted and not inside and not left and hasattr(module, "weight") and why_not(module) is None:
             found.append(path)
     return tuple(found)
+
+
+def _tables(settings: Settings, bits: int) -> QuantizeEmbeddings:
+    if bits == 8:
+        return QuantizeEmbeddings(bits, only=settings.only, ignore=settings.ignore)
+    return QuantizeEmbeddings(bits, settings.weights, method="mse", only=settings.only, ignore=settings.ignore)
 
 
 def _imitation(task: Any) -> Objective:

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from limbeck.errors import ExportError, UsageError, require
 from limbeck.export.float_form import skeleton
-from limbeck.export.integers import IntegerWeight, integer_weight
+from limbeck.export.integers import IntegerWeight, integer_weight, quantized_layers
 from limbeck.export.packed_words import words
 from limbeck.export.quantized_folder import check_source, other_linears, write_folder
 from limbeck.export.runtime import first_line
 from limbeck.pruning.slicing import is_conv1d
 from limbeck.quantization.granularity import PerGroup, PerTensor
-from limbeck.quantization.modules import QuantizedLinear, QuantizedModule
+from limbeck.quantization.modules import QuantizedLinear
 from limbeck.quantization.specification import DynamicRange, InputRange, Specification
 
 FORM = "compressed_tensors"
@@ -52,7 +52,7 @@ def export_compressed_tensors(
     folder = Path(folder)
     check_source(model, folder, FORM)
     require("compressed_tensors", "compressed-tensors")
-    quantized = {path: m for path, m in model.named_modules() if isinstance(m, QuantizedModule)}
+    quantized = quantized_layers(model)
     if not quantized:
         raise UsageError(f"{type(model).__name__} holds no quantized module: apply a quantize step before this export")
     plain = dict(skeleton(model).named_modules())

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import require
+from limbeck.export.integers import quantized_layers
 from limbeck.models.sentence_encoder import SentenceEncoder
 from limbeck.quantization.modules import QuantizedLinear
 from limbeck.quantization.specification import InputRange
@@ -42,7 +43,7 @@ def fits(model: nn.Module) -> bool:
         return False
     linears = [m for m in model.transformer.encoder.modules() if isinstance(m, (nn.Linear, QuantizedLinear))]
     static = [m for m in linears if isinstance(m, QuantizedLinear)]
-    others = any(getattr(m, "limbeck_quantized", False) and m not in static for m in model.modules())
+    others = any(m not in static for m in quantized_layers(model).values())
     return (
         bool(static)
         and not others

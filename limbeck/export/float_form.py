@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import ExportError
 from limbeck.pruning.slicing import is_conv1d
-from limbeck.quantization.modules import QuantizedModule
+from limbeck.quantization.modules import QuantizedLinear, QuantizedModule
+from limbeck.quantization.quantized_embedding import QuantizedEmbedding, float_table
 from limbeck.quantization.replacement import replace
 
 
@@ -82,11 +83,19 @@ def _is_quantized(model: nn.Module, path: str) -> bool:
     return isinstance(model.get_submodule(path), QuantizedModule)
 
 
+def with_float_tables(model: nn.Module) -> nn.Module:
+    """The model, changed in place, with float tables for its quantized embeddings."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantizedEmbedding):
+            replace(model, path, float_table(module))
+    return model
+
+
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the model whose quantized linear layers are float ones with these weights (out, in), by path."""
-    made = copy.deepcopy(model)
+    made = with_float_tables(copy.deepcopy(model))
     for path, module in model.named_modules():
-        if isinstance(module, QuantizedModule):
+        if isinstance(module, QuantizedLinear):
             weight = weights[path]
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
             linear.weight = nn.Parameter(weight.float(), requires_grad=False)

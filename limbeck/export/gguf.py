@@ -26,12 +26,11 @@ from limbeck.errors import ExportError, UsageError, did_you_mean, require
 from limbeck.export.float_form import float_state, skeleton
 from limbeck.export.gguf_blocks import BLOCK, blocks_of
 from limbeck.export.gguf_tokenizer import add_tokenizer
-from limbeck.export.integers import integer_weight, weight_only_linears
+from limbeck.export.integers import integer_weight, quantized_layers, weight_only_linears
 from limbeck.export.quantized_folder import difference
 from limbeck.export.runtime import first_line
 from limbeck.export.transformers_folder import example_of
 from limbeck.files import replacing
-from limbeck.quantization.modules import QuantizedModule
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> architecture of GGUF
 PERMUTED = ("llama",)
@@ -123,7 +122,7 @@ def _tensors(model: nn.Module, plain: nn.Module, requantize: str | None) -> dict
 
     linears = {path for path, module in plain.named_modules() if isinstance(module, nn.Linear)}
     exact: dict[str, tuple[str, np.ndarray]] = {}
-    if requantize is None and any(isinstance(m, QuantizedModule) for m in model.modules()):
+    if requantize is None and quantized_layers(model):
         for path, module in weight_only_linears(model, "gguf").items():
             exact[f"{path}.weight"] = blocks_of(integer_weight(path, module))
     made: dict[str, tuple[str, np.ndarray]] = {}

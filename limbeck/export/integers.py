@@ -18,6 +18,7 @@ from limbeck.errors import ExportError, UsageError
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.granularity import PerChannel, PerGroup
 from limbeck.quantization.modules import QuantizedLinear, QuantizedModule
+from limbeck.quantization.quantized_embedding import QuantizedEmbedding
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,16 @@ def integer_weight(path: str, module: QuantizedLinear) -> IntegerWeight:
     return IntegerWeight(path, codes, scale, zero, offset, min(group, columns), max(2, bits))
 
 
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedModule]:
+    """Quantized layers that multiply, by path; tables of embeddings are none of them."""
+    modules = model.named_modules()
+    return {path: m for path, m in modules if isinstance(m, QuantizedModule) and not isinstance(m, QuantizedEmbedding)}
+
+
 def weight_only_linears(model: nn.Module, form: str, convolutions: bool = False) -> dict[str, QuantizedLinear]:
     """The quantized linear layers of a model by path. Raises UsageError where there are none, ExportError for quantized inputs and,
     unless allowed, convolutions."""
-    found = {path: m for path, m in model.named_modules() if isinstance(m, QuantizedModule)}
+    found = quantized_layers(model)
     if not found:
         raise UsageError(
             f"{type(model).__name__} holds no quantized module: apply a quantize step before an export as {form}"

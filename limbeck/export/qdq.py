@@ -17,6 +17,7 @@ Exporting happens in three steps, so that no tool chooses a scale again:
 | dynamic inputs, Linear                          | DynamicQuantizeLinear + MatMulInteger, one range per tensor (torch |
 |                                                 | has one per token: outputs differ by part of a step)               |
 | weight-only                                     | DQ weights, float products (int4 groups: MatMulNBits in ORT)       |
+| tables of embeddings, integers                  | int8 rows and scales, looked up; on other grids the float table    |
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from limbeck.errors import ExportError, UsageError
 from limbeck.plan import Plan
 from limbeck.quantization.grids import PerGroup, parameter_shape
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
+from limbeck.quantization.quantized_embedding import QuantizedEmbedding, float_table
 from limbeck.quantization.replacement import replace
 from limbeck.quantization.specification import InputRange
 
@@ -109,6 +111,8 @@ def _mark(kind: str, x: Any, scale: float, zero_point: int) -> Any:
 
 
 def _placeholder(path: str, module: QuantizedModule) -> nn.Module:
+    if isinstance(module, QuantizedEmbedding):
+        return _Table(module) if _Table.fits(module) else float_table(module)
     static, granularity = module.specification.input, module.specification.granularity
     if module.specification.grid is not None:
         raise ExportError(f"{path}: {module.specification.grid} has no ONNX form here; ONNX knows integer weights")
@@ -194,6 +198,32 @@ class _Linear(_Placeholder):
         product = symbolic("MatMulInteger", inputs, {}, dtype=torch.int32, shape=shape, version=OPSET)
         product = product.to(torch.float32) * (scale * self.weight_scale)
         return product if self.bias is None else product + self.bias
+
+
+class _Table(nn.Module):
+    """Integer rows (one byte a code) and their scales, looked up and multiplied in float: Gather, Cast, Mul."""
+
+    @staticmethod
+    def fits(module: QuantizedEmbedding) -> bool:
+        granularity = module.specification.granularity
+        whole = not isinstance(granularity, PerGroup) or module.embedding_dim % granularity.size == 0
+        return module.specification.grid is None and whole
+
+    def __init__(self, module: QuantizedEmbedding):
+        super().__init__()
+        rows, granularity = module.num_embeddings, module.specification.granularity
+        self.groups = module.embedding_dim // granularity.size if isinstance(granularity, PerGroup) else 1
+        parameters = {"scale": module.weight_scale.float(), "zero": module.packed.zero_point}
+        self.register_buffer("codes", module.codes)
+        for name, value in parameters.items():
+            each = None if value is None else value.reshape(-1, self.groups).expand(rows, self.groups).contiguous()
+            self.register_buffer(name, each)
+
+    def forward(self, index: Tensor) -> Tensor:
+        values = functional.embedding(index, self.codes).float().unflatten(-1, (self.groups, -1))
+        if self.zero is not None:
+            values = values - functional.embedding(index, self.zero).float().unsqueeze(-1)
+        return (values * functional.embedding(index, self.scale).unsqueeze(-1)).flatten(-2)
 
 
 class _Convolution(_Placeholder):

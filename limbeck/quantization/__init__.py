@@ -17,6 +17,7 @@ from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.codebooks import CodebookGrid
 from limbeck.quantization.contract import Grid
 from limbeck.quantization.decoupled import DecoupleQ
+from limbeck.quantization.embeddings import QuantizeEmbeddings
 from limbeck.quantization.equivalence import AWQ, ClipWeights, Equalize, Reparameterize, RepQuant, Rotate, SmoothQuant
 from limbeck.quantization.expert_bits import ExpertBits
 from limbeck.quantization.fixed_point import FixedPointGrid
@@ -48,6 +49,7 @@ from limbeck.quantization.power_search import PowerSearch
 from limbeck.quantization.pyramids import PyramidGrid
 from limbeck.quantization.quantization_aware import finish_qat, normalize_inputs, prepare_qat
 from limbeck.quantization.quantize import Quantize
+from limbeck.quantization.quantized_embedding import QuantizedEmbedding
 from limbeck.quantization.range_levels import RangeLevelGrid
 from limbeck.quantization.scored_bits import ScoredBits, outlier_score
 from limbeck.quantization.shards import Shards, empty, round_shards
@@ -94,8 +96,10 @@ __all__ = [
     "PowerSearch",
     "PyramidGrid",
     "Quantize",
+    "QuantizeEmbeddings",
     "QuantizeSoftmax",
     "QuantizedConv2d",
+    "QuantizedEmbedding",
     "QuantizedLinear",
     "Quantizer",
     "RangeLevelGrid",

@@ -2,7 +2,7 @@
 
 A plan's decisions:
 
-    {"modules": {path: {"type": "Linear" | "Conv2d" | "Conv1D", "weight": ..., "input": ..., "compute": ...}},   see specification.py
+    {"modules": {path: {"type": "Linear" | "Conv2d" | "Conv1D" | "Embedding", "weight": ..., "input": ..., "compute": ...}},   see specification.py
      "outputs": {path: {"bits", "scale", "zero_point"}},    activation ranges that an export needs and torch does not apply
      "left_alone": {path: reason},                          modules with weights that stay as they are
      "calibration": {...},                                  with static ranges: the settings they were calibrated with
@@ -14,7 +14,7 @@ A plan's decisions:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from limbeck.quantization.granularity import Granularity
 from limbeck.quantization.grids import IDENTITY_BITS, IntegerGrid, PerChannel, PerGroup, PerRows, PerTensor, Quantizer
 from limbeck.quantization.named_grids import named, open_width
 from limbeck.quantization.ranges import activation_ranges, output_paths
-from limbeck.quantization.replacement import float_weight_of, quantized, replace, why_not
+from limbeck.quantization.replacement import float_weight_of, quantized, replace, why_not, why_not_table
 from limbeck.quantization.rounding import as_rounding, from_text, round_weights, to_text
 from limbeck.quantization.specification import DYNAMIC, DynamicRange, Specification
 from limbeck.signals import match_paths
@@ -150,29 +150,27 @@ class Quantize:
         """Decide; static activations read `examples` examples of the task's train split."""
         if self.bits == IDENTITY_BITS:
             return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
-        chosen, left = self._found(model)
-        ranges: dict[str, dict[str, Any]] = {}
-        outputs: dict[str, dict[str, Any]] = {}
-        if self.activations == "static" and chosen:
+        plan = self.plan_modules(model)
+        modules, left = plan.decisions["modules"], plan.decisions["left_alone"]
+        if self.activations == "static":
             if task is None:
                 raise UsageError(
                     "static activation ranges are calibrated on a task's train split and no task was given: pass one, "
                     "or choose activations: dynamic or null"
                 )
-            outputs, ranges = self._ranges(model, task, chosen)
-            for path in [path for path in chosen if path not in ranges]:
+            plan.decisions["outputs"], ranges = self._ranges(
+                model, task, {path: e["type"] for path, e in modules.items()}
+            )
+            for path in [path for path in modules if path not in ranges]:
                 left[path] = "calibration never reached it"
-                del chosen[path]
-        if not chosen:
-            raise UsageError(f"nothing in {type(model).__name__} was reached by calibration")
-        entry = self.specification.to_json()
-        modules = {
-            path: {"type": kind, **entry, "input": ranges.get(path, entry["input"])} for path, kind in chosen.items()
-        }
-        decisions = {"modules": modules, "outputs": outputs, "left_alone": left}
-        if self.activations == "static":
-            decisions["calibration"] = self._calibration
-        return Plan(KIND, decisions | self.rounded(model, task, dict.fromkeys(chosen, self.specification.quantizer)))
+                del modules[path]
+            if not modules:
+                raise UsageError(f"nothing in {type(model).__name__} was reached by calibration")
+            for path, entry in modules.items():
+                entry["input"] = ranges[path]
+            plan.decisions["calibration"] = self._calibration
+        plan.decisions.update(self.rounded(model, task, dict.fromkeys(modules, self.specification.quantizer)))
+        return plan
 
     def plan_modules(self, model: nn.Module) -> Plan:
         """The part of the plan that needs neither data nor weights: which modules, and how. For models without data in their parameters."""
@@ -203,37 +201,10 @@ class Quantize:
         return {"rounding": describe(rounding), "data": data}
 
     def _choose(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
-        if not any(path for path, _ in model.named_modules()):
-            raise UsageError(
-                f"a bare {type(model).__name__} cannot be replaced inside itself: wrap it in nn.Sequential"
-            )
-        wanted = {path for pattern in self.only for path in (match_paths(model, pattern))}
-        ignored = {path for pattern in self.ignore for path in match_paths(model, pattern)}
-        users: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            users.setdefault(id(parameter), []).append(name)
-        shared = {id(module): path for path, module in model.named_modules()}
-        chosen, left = {}, {}
-        for path, module in model.named_modules():
-            if not list(module.parameters(recurse=False)):
-                continue
-            reason = why_not(module) if path else "it is the model itself"
-            if reason is None:
-                names = {name.rpartition(".")[0] for name in users[id(module.weight)]}
-                tied = [name for name in names if id(model.get_submodule(name)) != id(module)]
-                if tied:
-                    reason = f"its weight is tied to {sorted(tied)[0]}"
-                elif path not in wanted or shared[id(module)] != path:
-                    reason = "not asked for"
-                elif any(path == other or path.startswith(other + ".") for other in ignored):
-                    reason = "ignored"
-                else:
-                    reason = self.specification.fits(float_weight_of(module, module.weight).flatten(1).shape)
-            if reason is None:
-                chosen[path] = type(module).__name__
-            else:
-                left[path] = reason
-        return chosen, left
+        def fits(module: nn.Module) -> str | None:
+            return self.specification.fits(float_weight_of(module, module.weight).flatten(1).shape)
+
+        return choose(model, self.only, self.ignore, why_not, fits)
 
     def _ranges(self, model: nn.Module, task: Any, chosen: Sequence[str]) -> tuple[dict, dict]:
         outputs = output_paths(model, chosen)
@@ -247,8 +218,53 @@ class Quantize:
         return {name: getattr(self, name) for name in names}
 
 
-def entries(model: nn.Module, plan: Plan, allowed: Sequence[str] = ()) -> list[tuple[str, nn.Module, Specification]]:
-    """(path, float module, specification) of every module a plan names. Raises ArtifactError where it does not fit."""
+def choose(
+    model: nn.Module,
+    only: Sequence[str],
+    ignore: Sequence[str],
+    why_not: Callable[[nn.Module], str | None],
+    fits: Callable[[nn.Module], str | None],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(path -> class name of what is quantized, path -> why it is left alone) of all modules with parameters of their own.
+
+    only, ignore: patterns of paths. why_not, fits: why a module, or its weight, cannot be, or None. Tied weights are left alone.
+    Raises UsageError for a model that is one bare module.
+    """
+    if not any(path for path, _ in model.named_modules()):
+        raise UsageError(f"a bare {type(model).__name__} cannot be replaced inside itself: wrap it in nn.Sequential")
+    wanted = {path for pattern in only for path in match_paths(model, pattern)}
+    ignored = {path for pattern in ignore for path in match_paths(model, pattern)}
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name)
+    chosen, left = {}, {}
+    for path, module in model.named_modules():
+        if not list(module.parameters(recurse=False)):
+            continue
+        reason = why_not(module) if path else "it is the model itself"
+        if reason is None:
+            names = {name.rpartition(".")[0] for name in users[id(module.weight)]}
+            tied = [name for name in names if id(model.get_submodule(name)) != id(module)]
+            if tied:
+                reason = f"its weight is tied to {sorted(tied)[0]}"
+            elif path not in wanted:
+                reason = "not asked for"
+            elif any(path == other or path.startswith(other + ".") for other in ignored):
+                reason = "ignored"
+            else:
+                reason = fits(module)
+        if reason is None:
+            chosen[path] = type(module).__name__
+        else:
+            left[path] = reason
+    return chosen, left
+
+
+def entries(
+    model: nn.Module, plan: Plan, allowed: Sequence[str] = (), embeddings: bool = False
+) -> list[tuple[str, nn.Module, Specification]]:
+    """(path, float module, specification) of every module a plan names. allowed: further names of classes; embeddings: whether tables
+    may be among them. Raises ArtifactError where the plan does not fit, UsageError for tables that may not."""
     found = []
     for path, entry in plan.decisions.get("modules", {}).items():
         try:
@@ -257,6 +273,10 @@ def entries(model: nn.Module, plan: Plan, allowed: Sequence[str] = ()) -> list[t
             raise ArtifactError(f"the quantization plan names {path!r}, which this model does not have") from error
         if type(module).__name__ not in (entry.get("type"), *allowed):
             raise ArtifactError(f"the quantization plan expects a {entry.get('type')} at {path!r}, not {module}")
+        if isinstance(module, nn.Embedding) and not embeddings:
+            raise UsageError(
+                f"{path}: embeddings are rounded to the nearest; they are not trained on a grid, leave them out"
+            )
         found.append((path, module, Specification.from_json(entry)))
     return found
 
@@ -266,8 +286,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     the plan has a way of rounding: then they are the plan's data, and without data (a lineage's plan) scales are NaN, so that a
     model whose weights are not loaded afterwards cannot pass for a rounded one."""
     rounded, data = "rounding" in plan.decisions, plan.decisions.get("data", {}).get("weights", {})
-    for path, module, specification in entries(model, plan):
-        reason = why_not(module)
+    for path, module, specification in entries(model, plan, embeddings=True):
+        reason = (why_not_table if isinstance(module, nn.Embedding) else why_not)(module)
         if reason is not None:
             raise ArtifactError(f"the module at {path!r} cannot be quantized: {reason}")
         packed = None

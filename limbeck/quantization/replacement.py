@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from limbeck.pruning.slicing import is_conv1d
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
+from limbeck.quantization.quantized_embedding import QuantizedEmbedding
 from limbeck.quantization.specification import Specification
 
 
@@ -19,6 +20,7 @@ def why_not(module: nn.Module) -> str | None:
     if kind is not nn.Linear and kind is not nn.Conv2d and not is_conv1d(module):
         fused = any(weight.dim() == 3 for weight in module.parameters(recurse=False))
         hint = "; SplitExperts of limbeck.conversion gives experts linear layers of their own" if fused else ""
+        hint = "; QuantizeEmbeddings is for tables" if kind is nn.Embedding else hint
         return f"a {kind.__name__} stays in float{hint}"
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros":
@@ -26,6 +28,20 @@ def why_not(module: nn.Module) -> str | None:
         if padding_of(module) is None:
             return "its 'same' padding is not symmetric"
     weight = module.weight
+    if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
+        return "its weight is empty or holds NaN or infinity"
+    return None
+
+
+def why_not_table(module: nn.Module) -> str | None:
+    """Why an embedding cannot be quantized, or None when it can."""
+    if type(module) is not nn.Embedding:
+        return f"a {type(module).__name__} is no plain table"
+    if module.max_norm is not None:
+        return "max_norm changes its rows when they are read"
+    weight = module.weight
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"its rows are {str(weight.dtype).removeprefix('torch.')}, not float32 or bfloat16"
     if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
         return "its weight is empty or holds NaN or infinity"
     return None
@@ -49,6 +65,10 @@ def float_weight_of(module: nn.Module, weight: Tensor) -> Tensor:
 def quantized(module: nn.Module, specification: Specification, packed: Packed | None = None) -> QuantizedModule:
     """The quantized module that replaces a float one; its bias is the same Parameter. packed: its weight matrix, where that was
     rounded already."""
+    if isinstance(module, nn.Embedding):
+        table = QuantizedEmbedding(*module.weight.shape, specification, module.padding_idx)
+        table.store(module.weight, packed)
+        return table.train(module.training)
     weight, bias = float_weight_of(module, module.weight), module.bias
     if isinstance(module, nn.Conv2d):
         shape = {

@@ -41,6 +41,7 @@ from limbeck.quantization import (
     MixedPrecision,
     OrderNeurons,
     Quantize,
+    QuantizeEmbeddings,
     QuantizeSoftmax,
     Reparameterize,
     RepQuant,
@@ -118,6 +119,8 @@ TRANSFORMS = {
     "ScoredBits": (ScoredBits(("shared", "outliers"), average_bits=3), None, False),
     "MixedPrecision": (MixedPrecision(average_bits=5, examples=8, batch_size=4), MixedPrecision(32, average_bits=32), False),
     "ExpertBits": (ExpertBits(quantize=Quantize(weights=8, activations=None), examples=8, batch_size=4), None, False),
+    "QuantizeEmbeddings": (QuantizeEmbeddings(), QuantizeEmbeddings(32), False),
+    "QuantizeEmbeddings-4": (QuantizeEmbeddings(4, 16), None, False),
     "Quantize-static": (Quantize(examples=8, batch_size=4), Quantize(bits=32), False),
     "Quantize-gptq": (Quantize(bits=4, activations=None, rounding="gptq", batch_size=4), Quantize(bits=32), False),
     "Quantize-groups": (Quantize(bits=4, weights=16, activations=None), Quantize(bits=32), False),
@@ -128,6 +131,8 @@ ROOMS = (limbeck.conversion, limbeck.pruning, limbeck.factorization, limbeck.qua
 ONLY = {
     "Replace": ("vit", "encoder"),
     "TrimVocabulary": ("encoder",),
+    "QuantizeEmbeddings": ("encoder", "mixtral"),
+    "QuantizeEmbeddings-4": ("encoder", "mixtral"),
     "SplitExperts": ("mixtral",),
     "ExpertBits": ("mixture",),
 }  # models that have what is transformed

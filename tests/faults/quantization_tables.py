@@ -1,0 +1,26 @@
+"""Faults in quantized tables of embeddings, in caches of keys and values, in models read block by block, and in dynamic ranges."""
+
+TABLES, CACHE, FOLDER = (
+    "tests/quantization/test_embeddings.py",
+    "tests/inference/test_quantized_cache.py",
+    "tests/quantization/test_from_folder.py",
+)
+GENERATION = "inference/kv_cache/generation.py"
+
+FAULTS = [
+    ("tables: parameters of the first rows", "quantization/quantized_embedding.py", "t if shared else t[index]", "t if shared else t[: len(index)]", TABLES),
+    ("tables: a scale per column", "quantization/quantized_embedding.py", "all(stored[:1] == shape[:1] for", "all(True for", TABLES),
+    ("tables: always float32", "quantization/embeddings.py", '"compute": compute}', '"compute": "float32"}', TABLES),
+    ("tables: tied ones as well", "quantization/quantize.py", "if id(model.get_submodule(name)) != id(module)]", "if False]", TABLES),
+    ("tables: trained as layers", "quantization/quantize.py", "isinstance(module, nn.Embedding) and not embeddings", "False", TABLES),
+    ("tables in graphs: zero points left out", "export/qdq.py", "if self.zero is not None:", "if False:", "tests/export/test_quantized_tables.py"),
+    ("cache: keys along the token", "inference/kv_cache/quantized.py", 'turned = along == "channel"', 'turned = along == "token"', CACHE),
+    ("cache: recent tokens packed", "inference/kv_cache/quantized.py", "max(0, length - self.recent)", "max(0, length)", CACHE),
+    ("cache: new tokens rounded at once", GENERATION, "[piece.unpack() for piece in self.pieces] + [tuple(recent)]", "[piece.unpack() for piece in self.pieces] + [self.settings.pack(*recent).unpack()]", CACHE),
+    ("cache: packed pieces keep the order of the beam", GENERATION, "self.pieces = [piece.select(rows) for piece in self.pieces]", "pass", CACHE),
+    ("cache: the length stays after a crop", GENERATION, "self.length -= tokens_to_remove", "pass", CACHE),
+    ("cache: packed tokens are cropped silently", GENERATION, "if tokens_to_remove > self.keys.shape[-2]:", "if False:", CACHE),
+    ("folder: what calibration changed is lost", "quantization/from_folder.py", "model.get_parameter(name).data.copy_(value)", "pass", FOLDER),
+    ("folder: to the nearest whatever was asked", "quantization/from_folder.py", "rounding.layer(weight, None, quantizers[path]) if data_free", "specification.encode(weight) if data_free", FOLDER),
+    ("dynamic inputs: one range for all rows", "quantization/modules.py", "scale.flatten(), 0, grid, PerChannel(0)", "scale.amax().expand(len(x)), 0, grid, PerChannel(0)", "tests/quantization/test_quantize.py"),
+]  # fmt: skip
