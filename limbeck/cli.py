@@ -215,8 +215,8 @@ def quantize(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draws the calibration examples.")] = None,
     embeddings: Annotated[
-        int | None, typer.Option("--embeddings", help="Bits of tables of embeddings, 8 to 2; float when absent.")
-    ] = None,
+        int, typer.Option("--embeddings", help="Bits of tables of embeddings, 8 to 2; 32 leaves them in float.")
+    ] = 8,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:

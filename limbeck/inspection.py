@@ -97,19 +97,21 @@ def quantize_path(
     task: str | None,
     method: str | None,
     seed: int | None,
-    embeddings: int | None,
+    embeddings: int,
     *,
     trust: tuple[str, ...],
     progress: bool,
 ) -> dict[str, Any]:
     """Write the quantized form of an artifact as an artifact. task: YAML, "own" for that of the artifact's recipe, or None: no data."""
+    from limbeck.quantization.grids import IDENTITY_BITS
     from limbeck.quantized import quantize
 
     folder = artifact_folder(path)
     model = artifact.load(folder, trust=trust)
     data = None if task is None else task_of(folder, None if task == "own" else task, trust)
     width = int(bits) if bits == int(bits) else bits
-    made = quantize(model, width, data, method=method, embeddings=embeddings, seed=seed, progress=progress)
+    tables = None if embeddings == IDENTITY_BITS else embeddings
+    made = quantize(model, width, data, method=method, embeddings=tables, seed=seed, progress=progress)
     recipe = folder / "recipe.yaml"  # what it was made by, and its task
     if recipe.is_file():
         made.save(out, recipe=recipe.read_text())

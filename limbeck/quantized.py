@@ -94,7 +94,7 @@ def quantize(
     method: str | None = None,
     group_size: int = 64,
     ends: int | None = 8,
-    embeddings: int | None = None,
+    embeddings: int | None = 8,
     only: Sequence[str] | str = "*",
     ignore: Sequence[str] | str = (),
     compute: str = "bfloat16",

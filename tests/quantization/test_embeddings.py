@@ -123,7 +123,8 @@ def test_one_call_quantizes_tables_when_asked():
     with pytest.raises(UsageError, match="embeddings=1: 2 to 8 bits"):
         lb.quantize(model, 4, embeddings=1)
     image = lb.models.vit(8, 4, 10, depth=2, width=32, heads=4, channels=1)
-    assert lb.quantize(image, 8, embeddings=8).nbytes == lb.quantize(image, 8).nbytes
+    assert lb.quantize(image, 8, embeddings=8).nbytes == lb.quantize(image, 8, embeddings=None).nbytes
+    assert lb.quantize(model, 4, group_size=16).plan == at_8.plan
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64}
