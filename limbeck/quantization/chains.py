@@ -7,6 +7,7 @@ decoder layers, encoder layers, ViT blocks, the stages of a residual network. No
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,15 +79,17 @@ def order(model: nn.Module, batch: Mapping[str, Any], paths: Sequence[str]) -> l
     """Chains and, between them, the chosen modules outside, in the order in which one batch reaches them."""
     candidates = containers(model, paths)
     owner = {member: path for path, members in candidates.items() for member in members}
+    previous = {b: a for members in candidates.values() for a, b in itertools.pairwise(members)}
+    followed = set(previous.values())
     events: list[str] = []
-    inputs: dict[str, list[Tensor]] = {member: [] for member in owner}
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}  # until the next member is called
+    fed: set[str] = set()  # members that read what the one before them gave
 
     def enter(path: str):
         def before(_, args, kwargs):
             events.append(path)
-            if path in inputs:
-                inputs[path].append(Call.of(args, kwargs, None)[1])
+            if path in previous and Call.of(args, kwargs, None)[1] is outputs.pop(previous[path], None):
+                fed.add(path)
 
         return before
 
@@ -101,7 +104,7 @@ def order(model: nn.Module, batch: Mapping[str, Any], paths: Sequence[str]) -> l
         for path in dict.fromkeys((*owner, *paths)):
             module = model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
-            if path in owner:
+            if path in followed:
                 handles.append(module.register_forward_hook(leave(path)))
         with torch.no_grad():
             call(model, batch)
@@ -109,9 +112,10 @@ def order(model: nn.Module, batch: Mapping[str, Any], paths: Sequence[str]) -> l
         for handle in handles:
             handle.remove()
 
+    times = Counter(events)
+
     def chained(members: list[str]) -> bool:
-        once = all(len(inputs[m]) == 1 for m in members)
-        return once and all(inputs[b][0] is outputs[a] for a, b in itertools.pairwise(members))
+        return all(times[m] == 1 for m in members) and fed.issuperset(members[1:])
 
     taken: dict[str, Chain] = {}
     for path, members in candidates.items():  # outermost first
