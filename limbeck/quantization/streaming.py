@@ -69,6 +69,10 @@ class Segment:
             self.block.get_parameter(name).copy_(value)
         self.changed[f"{self.path}.{name}"] = value
 
+    def release(self) -> None:
+        """Give up the block and what runs through it; what was changed stays."""
+        self.block, self._runs, self._masks, self.calls, self.hidden, self.targets = None, [], [], [], [], None
+
     def visit(self, paths: Iterable[str], see: See, batches: int | None = None) -> None:
         """Run the segment on every batch; see(path, x, mask) with the input of each of these modules at each of its calls."""
         waiting: set[str] = set()
@@ -102,20 +106,23 @@ class Segment:
 
         Modules that one batch did not reach (experts) come last, together.
         """
-        seen: list[tuple[str, Tensor]] = []
-        self._once = False
-        self.visit(self.paths, lambda path, x, mask: seen.append((path, x)), batches=1)
         groups: list[list[str]] = []
-        last: Tensor | None = None
+        calls: list[str] = []
+        last: list[Tensor] = []  # what the newest of them read; no other input is kept
         done: set[str] = set()
-        for path, x in seen:
+
+        def see(path: str, x: Tensor, mask: Tensor | None) -> None:
+            calls.append(path)
             if path not in done:
-                groups[-1].append(path) if x is last else groups.append([path])
+                groups[-1].append(path) if last and x is last[0] else groups.append([path])
                 done.add(path)
-                last = x
+                last[:] = [x]
+
+        self._once = False
+        self.visit(self.paths, see, batches=1)
         unreached = [path for path in self.paths if path not in done]
         # a pass may end early where every module runs once in it and all of them were seen
-        self._once = len(seen) == len(done) and not unreached
+        self._once = len(calls) == len(done) and not unreached
         return groups + [unreached] * bool(unreached)
 
 
@@ -181,27 +188,37 @@ def _rest(model, batches, masks, paths, done, originals) -> Iterator[Segment]:
 
 def _blocks(chain: Chain, paths: Sequence[str], targets: bool, fetch) -> Iterator[Segment]:
     for number, member in enumerate(chain.members):
+        last = number == len(chain.members) - 1
         block = fetch(member).eval()
         calls = [row[number] for row in chain.calls]
         if targets:
-            with torch.no_grad():
-                reference = [row[number].run(block, x) for row, x in zip(chain.reference_calls, chain.reference)]
-            chain.reference = [first_tensor(out) for out in reference]
+            expected = [row[number] for row in chain.reference_calls]
+            chain.final_reference = _advance(block, expected, chain.reference, last)
         runs = [lambda c=c, x=x, block=block: c.run(block, x) for c, x in zip(calls, chain.hidden)]
         inside = [path for path in paths if path.startswith(f"{member}.")]
         segment = Segment(member, inside, block, runs, [c.mask for c in calls])
-        segment.calls, segment.hidden, segment.targets = calls, chain.hidden, chain.reference if targets else None
+        del runs
+        segment.calls, segment.hidden = calls, list(chain.hidden)
+        segment.targets = list(chain.reference) if targets else None
         if inside:
             yield segment
-        last = number == len(chain.members) - 1
-        with torch.no_grad():
-            outputs = [c.run(block, x) for c, x in zip(calls, chain.hidden)]
-        chain.hidden = [first_tensor(out) for out in outputs]
+        segment.release()  # whoever iterates still holds it when the next block is there
+        chain.final = _advance(block, calls, chain.hidden, last)
+        del segment, block
         give_back()
-        if last:
-            chain.final = outputs
-            chain.final_reference = reference if targets else []
     chain.calls, chain.reference_calls, chain.hidden, chain.reference = [], [], [], []
+
+
+@torch.no_grad()
+def _advance(block: nn.Module, calls: Sequence[Call], hidden: list[Tensor], last: bool) -> list[Any]:
+    """Put the block's outputs in the place of its inputs, one batch after another; all that it returns, where it is the last one."""
+    whole = []
+    for index, made in enumerate(calls):
+        output = made.run(block, hidden[index])
+        hidden[index] = first_tensor(output)
+        if last:
+            whole.append(output)
+    return whole
 
 
 @contextlib.contextmanager
