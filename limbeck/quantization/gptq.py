@@ -22,6 +22,7 @@ the same, the others fell to the other side of a near tie, and the errors agree 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,23 +33,45 @@ from limbeck.quantization import columns as columns_of
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import PerGroup
 from limbeck.quantization.grids import Quantizer
-from limbeck.quantization.hessian import damped
+from limbeck.quantization.hessian import ridge
 from limbeck.quantization.rounding import LayerRounding, by_group, scale_rows
 
 
-def reversed_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper triangular R (n, n) with R R^T = H + damping mean(diag H) I.
+def reversed_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper triangular R (n, n) with R R^T = H + damping mean(diag H) I, of the columns and rows of `hessian` in this order.
 
-    An H that is not positive definite even so is damped ten times as much, twice at most. Raises DataError then.
+    An H that is not positive definite even so is damped ten times as much, twice at most. Raises DataError then. At most two matrices
+    of this size are made at a time.
     """
+    flipped = hessian[order][:, order]
+    mean = flipped.diagonal().mean(-1)
+    flipped = flipped.flip(0, 1)
+    diagonal = flipped.diagonal().clone()
     for attempt in range(3):
-        flipped = damped(hessian, damping * 10.0**attempt).flip(0, 1)
+        flipped.diagonal().copy_(diagonal + ridge(mean, damping * 10.0**attempt))
         factor, failed = torch.linalg.cholesky_ex(flipped)
-        if not failed:
+        if not failed and torch.isfinite(mean):
+            del flipped
             return factor.flip(0, 1)
     raise DataError(
         f"a layer's Hessian is not positive definite with damping {damping}; raise damping or give more data"
     )
+
+
+def halves(low: int, high: int, block: int, unit: int) -> Iterator[tuple[int, int, int]]:
+    """The steps that round the columns from `low` to `high`, in order: (low, high, high) are columns to round one by one, and (low, middle,
+    high) those up to `middle`, all rounded, whose errors move the ones after. At most `block` columns at a time, cut at multiples of `unit`.
+
+    Not a function inside `gptq` that calls itself: that would refer to itself, and keep the tensors there until garbage is collected.
+    """
+    if high - low <= block:
+        yield low, high, high
+        return
+    step = unit if high - low > unit else 1
+    middle = low + step * -(-(high - low) // (2 * step))
+    yield from halves(low, middle, block, unit)
+    yield low, middle, high
+    yield from halves(middle, high, block, unit)
 
 
 def gptq(
@@ -79,8 +102,8 @@ def gptq(
         else torch.arange(columns, device=weight.device)
     )
     group, kind = group[perm].tolist(), hessian.dtype
-    factor = reversed_factor(hessian[perm][:, perm], damping)
-    coupling = factor / factor.diagonal()  # N, unit upper triangular
+    coupling = reversed_factor(hessian, perm, damping)
+    coupling.div_(coupling.diagonal().clone())  # N, unit upper triangular
     target = weight.t()[perm].to(kind)  # row j: t_j as far as it is known
     error = torch.empty_like(target)
     codes = torch.empty(columns, rows, dtype=getattr(quantizer.grid, "code_type", torch.uint8), device=weight.device)
@@ -91,21 +114,6 @@ def gptq(
         codes[j], values = put(target[j], scales[group[j]], zeros[group[j]])
         torch.sub(values, original[j], out=error[j])
 
-    def solve(low: int, high: int) -> None:
-        if dynamic and low % unit == 0 and (high - low == unit or (high == columns and high - low < unit)):
-            start_group(low, high)
-        if high - low <= (min(block, unit) if dynamic else block):
-            column(low)
-            for j in range(low + 1, high):
-                target[j] -= coupling[low:j, j] @ error[low:j]
-                column(j)
-            return
-        step = unit if high - low > unit else 1
-        middle = low + step * -(-(high - low) // (2 * step))
-        solve(low, middle)
-        target[middle:high] -= coupling[low:middle, middle:high].t() @ error[low:middle]
-        solve(middle, high)
-
     def start_group(low: int, high: int) -> None:
         # the free columns as the optimum has them: E_G N_GG = -(what the columns before leave), a triangular system
         shift = torch.linalg.solve_triangular(
@@ -115,7 +123,16 @@ def gptq(
         s, z = columns_of.parameters(moved.float(), quantizer)
         scales[low // unit], zeros[low // unit] = s.float().reshape(-1), z.reshape(-1)
 
-    solve(0, columns)
+    for low, middle, high in halves(0, columns, min(block, unit) if dynamic else block, unit):
+        if middle < high:
+            target[middle:high] -= coupling[low:middle, middle:high].t() @ error[low:middle]
+            continue
+        if dynamic and low % unit == 0:
+            start_group(low, min(low + unit, columns))
+        column(low)
+        for j in range(low + 1, high):
+            target[j] -= coupling[low:j, j] @ error[low:j]
+            column(j)
     if dynamic:
         scale, zero = scales.t().contiguous().to(scale.dtype), zeros.t().contiguous()
     back = torch.empty_like(codes)

@@ -60,6 +60,7 @@ class LayerHessian:
 
     update(x, mask)   one batch of the module's inputs, see `input_rows`. Raises DataError for NaN or infinity.
     value             (groups, n, n)
+    take()            the same, and the sums are given up
     positions         how many were counted
     """
 
@@ -79,16 +80,29 @@ class LayerHessian:
 
     @property
     def value(self) -> Tensor:
+        return self._total() * (2.0 / self.positions)
+
+    def take(self) -> Tensor:
+        value, self.total = self._total().mul_(2.0 / self.positions), None
+        return value
+
+    def _total(self) -> Tensor:
         if self.total is None or not self.positions:
             raise DataError("no calibration batch reached this layer")
-        return self.total * (2.0 / self.positions)
+        return self.total
+
+
+def ridge(mean: Tensor, damping: float) -> Tensor:
+    """What is added to the diagonal of an H whose diagonal has this mean; 1 for an H of zeros, so that all errors count alike."""
+    return torch.where(mean > 0, damping * mean, torch.ones_like(mean))
 
 
 def damped(hessian: Tensor, damping: float) -> Tensor:
-    """H + damping mean(diag H) I, (..., n, n); an H of zeros becomes the identity, so that all errors count alike."""
-    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = torch.where(mean > 0, damping * mean, torch.ones_like(mean))
-    return hessian + ridge[..., None, None] * torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    """H + damping mean(diag H) I, (..., n, n); an H of zeros becomes the identity."""
+    added = ridge(hessian.diagonal(dim1=-2, dim2=-1).mean(-1), damping)
+    out = hessian.clone()
+    out.diagonal(dim1=-2, dim2=-1).add_(added[..., None])
+    return out
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class Quantize:
             raise UsageError(f"{type(rounding).__name__} reads a task's train split and no task was given: pass one")
         batches = task.batches("train", self.batch_size, limit=self.examples) if rounding.reads_data else ()
         packed, tuned = round_weights(model, batches, quantizers, rounding)
-        data: dict[str, Any] = {"weights": {path: to_text(weight) for path, weight in packed.items()}}
+        data: dict[str, Any] = {"weights": {path: to_text(packed.pop(path)) for path in quantizers}}
         if tuned:
             data["parameters"] = {name: tensors.to_text(value) for name, value in tuned.items()}
         return {"rounding": describe(rounding), "data": data}

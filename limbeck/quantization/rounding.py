@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck import tensors
 from limbeck.errors import ArtifactError, UsageError, did_you_mean
+from limbeck.memory import give_back
 from limbeck.quantization import columns
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import PerChannel, PerGroup, PerTensor
@@ -25,6 +26,7 @@ from limbeck.quantization.hessian import LayerHessian, matrix
 from limbeck.quantization.streaming import Segment, segments
 
 HESSIAN_TYPES = {"float32": torch.float32, "float64": torch.float64}
+LARGE = 1 << 22  # bytes of a Hessian from which on a layer takes long, and returning memory before it no time
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,18 @@ class LayerRounding(Rounding):
                     and isinstance(quantizers[paths[0]].granularity, (PerChannel, PerGroup))
                     and "codebook" not in quantizers[paths[0]].layout((2, 64))
                 )
+                value = hessian.take()
+                if value.nbytes >= LARGE:
+                    give_back()  # what the pass left behind, before the largest tensors of the walk are made
                 if together:  # rows do not know of each other
-                    whole = self.layer(torch.cat(weights), hessian.value, quantizers[paths[0]])
-                    found |= zip(paths, rows_of(whole, [len(weight) for weight in weights]))
+                    counts = [len(weight) for weight in weights]
+                    whole = weights.pop() if len(weights) == 1 else torch.cat(weights)
+                    weights.clear()
+                    found |= zip(paths, rows_of(self.layer(whole, value, quantizers[paths[0]]), counts))
+                    del whole
                 else:
-                    value = hessian.value
                     found |= {path: self.layer(w, value, quantizers[path]) for path, w in zip(paths, weights)}
+                del weights, value
             for path in stage:
                 segment.write(path, quantizers[path].decode(found[path]))
         return found
@@ -172,8 +180,8 @@ def round_weights(
             changed |= segment.changed
     else:
         found = {path: rounding.layer(matrix(model.get_submodule(path)), None, q) for path, q in quantizers.items()}
-    rest = {path: q.encode(matrix(model.get_submodule(path))) for path, q in quantizers.items() if path not in found}
-    return {path: (found | rest)[path] for path in quantizers}, changed
+    found |= {path: q.encode(matrix(model.get_submodule(path))) for path, q in quantizers.items() if path not in found}
+    return {path: found[path] for path in quantizers}, changed
 
 
 def scale_rows(scale: Tensor, rows: int, count: int, granularity: Any) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def vector_feedback(
         size = torch.stack([hessian.diagonal()[v].mean() for v in vectors])
         turn = size.argsort(descending=True, stable=True).tolist()
     perm = torch.cat([vectors[v] for v in turn])
-    factor = reversed_factor(hessian[perm][:, perm], damping)
+    factor = reversed_factor(hessian, perm, damping)
     original = weight[:, perm].to(hessian.dtype)
     error = torch.empty_like(original)
     codes: list[Tensor] = [weight] * len(vectors)

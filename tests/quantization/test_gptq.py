@@ -81,7 +81,7 @@ def test_groups_whose_scales_follow_the_moving_weights_equal_the_naive_computati
 def test_the_factor_is_the_inverse_of_the_cholesky_factor_of_the_inverse():
     _, hessian = layer()
     hessian = hessian.double()
-    factor = reversed_factor(hessian, 0.01)
+    factor = reversed_factor(hessian, torch.arange(len(hessian)), 0.01)
     regular = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     torch.testing.assert_close(factor @ factor.T, regular)
     upper = torch.linalg.cholesky(torch.linalg.inv(regular), upper=True)
