@@ -4,7 +4,7 @@
     for path, packed in round_shards(model, Shards(folder), batches, quantizers, GPTQ()):
         ...                                                  write it
 
-Resident are what lies outside the chains of blocks (embeddings, head), at most two blocks, and the hidden states of the calibration
+Resident are what lies outside the chains of blocks (embeddings, head), one block, and the hidden states of the calibration
 batches.
 """
 

@@ -57,7 +57,7 @@ def setting(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_read_in_pieces_or_whole_the_result_is_the_same_and_two_blocks_are_in_memory(name, tmp_path, monkeypatch):
+def test_read_in_pieces_or_whole_the_result_is_the_same_and_one_block_is_in_memory(name, tmp_path, monkeypatch):
     model = written(tmp_path, name)
     batches, quantizers = setting(model)
     expected, _ = round_weights(model, batches, quantizers, GPTQ())
@@ -77,7 +77,7 @@ def test_read_in_pieces_or_whole_the_result_is_the_same_and_two_blocks_are_in_me
     assert set(found) == set(expected)
     for path, packed in found.items():
         assert all(torch.equal(value, packed.tensors[key]) for key, value in expected[path].tensors.items()), path
-    assert most[0] <= 2
+    assert most[0] == 1
     inside = [n for n, p in hollow.named_parameters() if not p.is_meta and (".layers." in n or n.startswith("blocks."))]
     assert not inside and not any("forward" in m.__dict__ for m in hollow.modules())
 
