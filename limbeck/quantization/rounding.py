@@ -26,7 +26,7 @@ from limbeck.quantization.hessian import LayerHessian, matrix
 from limbeck.quantization.streaming import Segment, segments
 
 HESSIAN_TYPES = {"float32": torch.float32, "float64": torch.float64}
-LARGE = 1 << 22  # bytes of a Hessian from which on a layer takes long, and returning memory before it no time
+LARGE = 1 << 19  # bytes of a Hessian from which on a layer takes long, and returning memory before it little of that
 
 
 @dataclass(frozen=True)
