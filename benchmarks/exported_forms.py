@@ -70,14 +70,15 @@ class Source:
 
 ALL = ("compressed_tensors", "gptq", "gguf", "onnx_weight_only", "onnx", "artifact")
 FLOAT_HEAD = {"ends": None}  # the head in float: one width and one group size in all quantized layers
+HALF_SCALES = {"scale_type": "float16"}  # as GPTQ and GGUF files store them
 SOURCES = (
     Source(32, "float32", ("gguf q8_0", "gguf q5_0", "gguf q4_1", "gguf q4_0")),
     Source(8, "dynamic", ALL),
-    Source(8, "nearest", ALL[:-1]),
+    Source(8, "nearest", ALL[:-1], HALF_SCALES),
     Source(6, "ranges", ("gguf",), FLOAT_HEAD),
     Source(4, "gptq", ALL, FLOAT_HEAD),
     Source(4, "hqq", ALL[:-1]),
-    Source(4, "hqq", ("gguf",), FLOAT_HEAD),
+    Source(4, "hqq", ("gguf",), HALF_SCALES),
     Source(4, "nearest", ("gguf",), {**FLOAT_HEAD, "group_size": 256}),
     Source(3, "ranges", ("gptq", "gguf"), FLOAT_HEAD),
 )

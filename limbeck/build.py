@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from limbeck.plan import Plan
 
 SAFE_MODULES = ("limbeck.models",)
 _ATTRIBUTE = "_limbeck_lineage"
+_FOLLOW = ContextVar("weights_follow", default=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class Lineage:
 
     factory: Factory
     plans: tuple[Plan, ...] = ()
+
+
+@contextmanager
+def weights_to_follow() -> Iterator[None]:
+    """Inside, models are built whose weights are put in afterwards: what plans would compute from them may be left out."""
+    before = _FOLLOW.set(True)
+    try:
+        yield
+    finally:
+        _FOLLOW.reset(before)
+
+
+def weights_follow() -> bool:
+    """Whether the weights of what is being built are put in afterwards."""
+    return _FOLLOW.get()
 
 
 def lineage(model: nn.Module) -> Lineage | None:

@@ -33,7 +33,6 @@ from limbeck.quantization.hessian import matrix
 from limbeck.quantization.methods import DEFAULTS, METHODS, TERNARY, WIDTHS, Method, Settings
 from limbeck.quantization.modules import QuantizedModule, kernel_table
 from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
-from limbeck.quantization.quantize import Quantize
 from limbeck.quantization.replacement import why_not
 from limbeck.quantization.rounding import to_text
 from limbeck.quantization.specification import Specification
@@ -98,6 +97,7 @@ def quantize(
     only: Sequence[str] | str = "*",
     ignore: Sequence[str] | str = (),
     compute: str = "bfloat16",
+    scale_type: str | None = None,
     examples: int = 128,
     batch_size: int = 16,
     train: TrainingConfig | None = None,
@@ -116,6 +116,7 @@ def quantize(
     embeddings  8 to 2 bits for tables of embeddings, one scale per row (below 8 bits per group); None leaves them in float
     only, ignore      patterns of module paths
     compute     type of products with weights below 8 bits: "bfloat16" (fast where the processor has it) or "float32"
+    scale_type  type of stored scales: "float16" for what goes to GPTQ or GGUF files, "bfloat16", "float32"; None: as `Quantize` has it
     examples, batch_size    calibration. seed: draws the examples, and decides the training; None: the first ones, evenly spaced
     train, objective        of methods that train: the schedule, and what is learned of the float model: by default its logits, or its embeddings
 
@@ -142,7 +143,9 @@ def quantize(
         plans.append(folds)
         work = apply(work, folds)
     outer = _outside(work, *patterns) if width < (ends or 32) else ()
-    settings = Settings(width, group_size, patterns[0], (*patterns[1], *outer), examples, batch_size, compute)
+    settings = Settings(
+        width, group_size, patterns[0], (*patterns[1], *outer), examples, batch_size, compute, scale_type
+    )
     data = task if seed is None or task is None else Drawn(task, seed)
     if chosen.training is not None:
         config = train or TRAINING
@@ -156,7 +159,8 @@ def quantize(
             plans.append(transform.plan(work, data))
             work = apply(work, plans[-1])
     if outer and ends is not None:
-        plans.append(Quantize(bits=ends, weights="channel", activations=None, compute=compute, only=outer).plan(work))
+        wide = Settings(8, group_size, outer, (), examples, batch_size, compute, scale_type).quantize(bits=ends)
+        plans.append(wide.plan(work))
         work = apply(work, plans[-1])
     left = dict(plans[-1].decisions["left_alone"])
     if embeddings is not None:

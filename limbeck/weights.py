@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from limbeck.build import Lineage, build
+from limbeck.build import Lineage, build, weights_to_follow
 from limbeck.errors import ArtifactError
 
 _FILLS = {
@@ -221,7 +221,7 @@ def _apart() -> Iterator[None]:
 
 def empty_model(past: Lineage, trust: Iterable[str] = ()) -> nn.Module:
     """The architecture without its weights, quickly: random initialization is left out."""
-    with _apart(), _NoDraws():
+    with _apart(), _NoDraws(), weights_to_follow():
         return build(past.factory, past.plans, trust)
 
 

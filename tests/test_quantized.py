@@ -10,6 +10,7 @@ import limbeck as lb
 from limbeck.errors import UsageError
 from limbeck.quantization import BlockReconstruction, DecoupleQ
 from limbeck.quantization.methods import DEFAULTS, METHODS, WIDTHS, Settings
+from limbeck.quantization.modules import QuantizedModule
 from limbeck.signals import call, first_tensor
 from limbeck.training import TrainingConfig
 
@@ -194,3 +195,14 @@ def test_the_command(model, task, tmp_path, monkeypatch, capsys):
     assert code == 0 and json.loads(out)["method"] == "gptq"
     code, _, err = run(*arguments[:4], "--bits", 9, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and "bits=9" in err
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1.58])
+def test_scales_are_stored_in_the_type_that_is_asked_for(model, bits):
+    made = lb.quantize(model, bits, method="nearest", group_size=16, scale_type="float16").model
+    kinds = {m.weight_scale.dtype for m in made.modules() if isinstance(m, QuantizedModule)}
+    assert kinds == {torch.float16}
+    usual = lb.quantize(model, bits, method="nearest", group_size=16).model
+    assert torch.float16 not in {m.weight_scale.dtype for m in usual.modules() if isinstance(m, QuantizedModule)}
+    with pytest.raises(UsageError, match="scale_type"):
+        lb.quantize(model, bits, scale_type="int8")

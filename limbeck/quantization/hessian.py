@@ -80,11 +80,15 @@ class LayerHessian:
 
     @property
     def value(self) -> Tensor:
-        return self._total() * (2.0 / self.positions)
+        return self._total() * self._share
 
     def take(self) -> Tensor:
-        value, self.total = self._total().mul_(2.0 / self.positions), None
+        value, self.total = self._total().mul_(self._share), None
         return value
+
+    @property
+    def _share(self) -> float:
+        return 2.0 / self.positions
 
     def _total(self) -> Tensor:
         if self.total is None or not self.positions:

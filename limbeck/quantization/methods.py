@@ -34,7 +34,7 @@ CODEBOOKS: dict[float, tuple[int, int]] = {4: (8, 2), 3: (6, 2), 2: (8, 4), TERN
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for, whatever the method: bits, `weights` as in `Quantize`, which modules, calibration examples, type of products."""
+    """What is asked for, whatever the method: bits, `weights` as in `Quantize`, which modules, calibration examples, types of products and scales."""
 
     bits: float = 4
     weights: str | int = 64
@@ -43,12 +43,14 @@ class Settings:
     examples: int = 128
     batch_size: int = 16
     compute: str = "bfloat16"
+    scale_type: str | None = None
 
     def quantize(self, **changes: Any) -> Quantize:
         """Weight-only, to the nearest, on the grid of the width; `changes` are fields of `Quantize`."""
         named = {TERNARY: {"grid": "ternary"}, 1: {"grid": "binary"}}.get(self.bits, {"bits": self.bits})
         usual = {
-            name: getattr(self, name) for name in ("weights", "only", "ignore", "examples", "batch_size", "compute")
+            name: getattr(self, name)
+            for name in ("weights", "only", "ignore", "examples", "batch_size", "compute", "scale_type")
         }
         if self.bits == 8:  # one scale per output is enough, and what the kernels of 8 bits know
             usual["weights"] = "channel"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from limbeck.build import weights_follow
 from limbeck.quantization import kernels
 from limbeck.quantization.affine_grid import AffineGrid
 from limbeck.quantization.contract import Packed
@@ -68,9 +69,9 @@ class QuantizedModule(nn.Module):
 
     def store(self, weight: Tensor, packed: Packed | None = None) -> None:
         """Quantize a float weight of `weight_shape` into the buffers, or hold the matrix `packed` that it was rounded to already; a
-        weight without data (meta) only moves them."""
-        if weight.is_meta:
-            self.to("meta")
+        weight without data (meta), or one that is put in afterwards, only moves them."""
+        if weight.is_meta or weights_follow():
+            self.to(weight.device)
             return
         if packed is None:
             packed = self.specification.encode(weight.detach().float().reshape(self.matrix_shape).contiguous())

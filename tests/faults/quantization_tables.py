@@ -22,5 +22,9 @@ FAULTS = [
     ("cache: packed tokens are cropped silently", GENERATION, "if tokens_to_remove > self.keys.shape[-2]:", "if False:", CACHE),
     ("folder: what calibration changed is lost", "quantization/from_folder.py", "model.get_parameter(name).data.copy_(value)", "pass", FOLDER),
     ("folder: to the nearest whatever was asked", "quantization/from_folder.py", "rounding.layer(weight, None, quantizers[path]) if data_free", "specification.encode(weight) if data_free", FOLDER),
+    ("one call: scales of the ends as usual", "quantized.py", "batch_size, compute, scale_type).quantize(bits=ends)", "batch_size, compute).quantize(bits=ends)", "tests/test_quantized.py"),
+    ("an empty model searches scales", "quantization/modules.py", "weight.is_meta or weights_follow()", "weight.is_meta", "tests/quantization/test_quantize.py"),
+    ("gptq: errors move the columns before", "quantization/gptq.py", "yield low, middle, high", "yield low, high, middle", "tests/quantization/test_gptq.py"),
+    ("calibration keeps what is rounded", "quantization/streaming.py", "segment.release()", "pass", "tests/quantization/test_memory.py tests/quantization/test_shards.py"),
     ("dynamic inputs: one range for all rows", "quantization/modules.py", "scale.flatten(), 0, grid, PerChannel(0)", "scale.amax().expand(len(x)), 0, grid, PerChannel(0)", "tests/quantization/test_quantize.py"),
 ]  # fmt: skip

@@ -150,3 +150,27 @@ def filled():
     cache = KeyValueCache(1)
     cache.extend(0, *sides())
     return cache
+
+
+def test_beams_take_packed_and_recent_tokens_along():
+    model, ids = llama(), torch.randint(0, 50, (3, 31))
+    settings = QuantizedEntries(4, group=8, recent=4)
+
+    def after(ids, change):
+        cache = quantized_cache(model, settings)
+        with torch.no_grad():
+            model(ids[:, :30], past_key_values=cache)
+            change(cache)
+            assert len(cache.layers[0].pieces) == 1
+            return cache
+
+    order = torch.tensor([2, 0, 0])
+    for change, rows in (
+        (lambda cache: cache.reorder_cache(order), order),
+        (lambda cache: cache.batch_select_indices(order[:2]), order[:2]),
+        (lambda cache: cache.batch_repeat_interleave(2), torch.arange(3).repeat_interleave(2)),
+    ):
+        found, expected = after(ids, change), after(ids[rows], lambda cache: None)
+        with torch.no_grad():
+            again = [model(ids[rows, 30:], past_key_values=cache).logits for cache in (found, expected)]
+        torch.testing.assert_close(*again, atol=1e-5, rtol=0)

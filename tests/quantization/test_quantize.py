@@ -9,13 +9,33 @@ from small_models import MODELS, SETTINGS, Examples, convolutions, perceptron
 from torch import nn
 from torch.nn import functional
 
+from limbeck.artifact import load, save
 from limbeck.build import lineage
 from limbeck.models import resnet
 from limbeck.plan import Plan, apply
 from limbeck.quantization import FoldBatchNorm, Quantize, QuantizedConv2d, QuantizedLinear, kernel_table, plain_kernels
+from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.kernels import integer_linear, prepare_linear
 from limbeck.quantization.modules import fake_quantize_rows
 from limbeck.quantization.specification import DynamicRange, Specification
+
+
+def test_saving_and_loading_search_no_scales(tmp_path, monkeypatch):
+    """The empty model beside which tensors are collected has no weights to search the scales of."""
+    torch.manual_seed(3)
+    model = resnet(8).eval()
+    model = apply(model, Quantize(bits=4, weights=8, method="mse", activations=None).plan(model))
+    x = Examples(3, 16, 16).x
+    with torch.no_grad():
+        expected = model(x)
+
+    def never(*_):
+        raise AssertionError("scales were searched")
+
+    monkeypatch.setattr(Quantizer, "encode", never)
+    save(model, tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(x), expected)
 
 
 @pytest.mark.parametrize("model_name", MODELS)
