@@ -276,7 +276,12 @@ def _standing() -> list[str]:
     lines += [
         "Lost on validation as a share of the float model's figure, the mean of both models, of methods measured on both."
     ]
-    lines += ["Defaults are chosen by this column.", "", "| bits | without data | with data |", "|---|---|---|"]
+    lines += [
+        "Defaults (bold) are the least of a column; of methods within 0.3 points the faster or simpler one, at 8 bits the one with integer products.",
+        "",
+        "| bits | without data | with data |",
+        "|---|---|---|",
+    ]
     for bits, found in standing().items():
         texts = []
         for data in (False, True):

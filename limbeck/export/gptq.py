@@ -10,8 +10,8 @@ Per layer of n inputs and m outputs, with b bits and groups of g inputs:
     w[j, i] = scales[g_idx[i], j] (q[i, j] - z[g_idx[i], j])
 
 The first version of the layout ("gptq") stores z - 1, and cannot hold z = 0; where that occurs the second ("gptq_v2") is written, which stores z.
-transformers loads such folders with the packages optimum and gptqmodel. Tried with 5.23 and GPTQModel 7.7 on the CPU, `GPTQConfig(bits=4,
-backend="torch")`: a llama of 4 bits gives the same outputs, exactly without zero points and to 3e-5 of the largest with them.
+transformers loads such folders with the packages optimum and gptqmodel, its heads as float layers. Tried with 5.23 and GPTQModel 7.7 on the CPU,
+`GPTQConfig(bits=..., backend="torch")`: llamas of 4 and 8 bits give the same outputs, to 3e-4 of the largest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ExportError
+from limbeck.errors import ExportError, UsageError
 from limbeck.export.float_form import with_weights
 from limbeck.export.integers import IntegerWeight, half_scales, integer_weight, weight_only_linears
 from limbeck.export.packed_words import unpack_words, words
@@ -37,17 +37,24 @@ def export_gptq(model: nn.Module, task_or_example: Any, folder: Path | str, *, t
     """Write a transformers model with quantized weights as a GPTQ folder, unpack it again, and return the largest difference of the
     outputs, relative to the largest.
 
-    All quantized layers have one width, one group size and zero points or none; widths of 3 and of 5 to 7 bits take 4 and 8 bits.
+    All quantized layers have one width, one group size and zero points or none; widths of 3 and of 5 to 7 bits take 4 and 8 bits. Heads (layers
+    outside the base model) are stored as the float weights that their codes stand for, since transformers reads them so.
     task_or_example, tokenizer: as in `export_transformers`. Raises UsageError when the model is no transformers PreTrainedModel, nothing
     in it is quantized, or `folder` is there and not empty; ExportError for what the layout cannot hold.
     """
     folder = Path(folder)
     check_source(model, folder, FORM)
-    weights = [integer_weight(path, module) for path, module in weight_only_linears(model, FORM).items()]
+    linears = weight_only_linears(model, FORM)
+    heads = [path for path in linears if is_head(model, path)]
+    weights = [integer_weight(path, module) for path, module in linears.items() if path not in heads]
+    if not weights:
+        raise UsageError(
+            f"only {heads} are quantized, and a GPTQ folder holds heads in float: quantize layers of the blocks"
+        )
     bits, group, symmetric = _shared(weights)
     second = any(weight.zero is not None and bool((weight.zero == 0).any()) for weight in weights)
     stored = {weight.path: _layer(weight, bits, second) for weight in weights}
-    left = other_linears(model)
+    left = [*other_linears(model), *heads]
     settings = {
         "quant_method": "gptq",
         "bits": bits,
@@ -55,12 +62,18 @@ def export_gptq(model: nn.Module, task_or_example: Any, folder: Path | str, *, t
         "sym": symmetric,
         "desc_act": False,
         "checkpoint_format": "gptq_v2" if second else "gptq",
-        "lm_head": any(weight.path == "lm_head" for weight in weights),
+        "lm_head": False,
         "dynamic": {f"-:^{path.replace('.', chr(92) + '.')}$": {} for path in left if path != "lm_head"},
     }
     return write_folder(
         model, folder, stored, settings, task_or_example, tokenizer, lambda at: load_gptq(model, at), TOLERANCE
     )
+
+
+def is_head(model: nn.Module, path: str) -> bool:
+    """Whether a layer lies outside the base model: transformers makes no GPTQ layers of those."""
+    prefix = model.base_model_prefix
+    return hasattr(model, prefix) and not path.startswith(f"{prefix}.")
 
 
 def _shared(weights: list[IntegerWeight]) -> tuple[int, int, bool]:
@@ -112,6 +125,9 @@ def load_gptq(model: nn.Module, folder: Path | str) -> nn.Module:
     for path, module in weight_only_linears(model, FORM).items():
         out, columns = module.matrix_shape
         try:
+            if is_head(model, path):
+                weights[path] = tensors[f"{path}.weight"].float()
+                continue
             qweight, qzeros, scales, index = (tensors[f"{path}.{n}"] for n in ("qweight", "qzeros", "scales", "g_idx"))
             codes = unpack_words(qweight, bits, columns, axis=0)
             zero = unpack_words(qzeros, bits, out) + (0 if second else 1)

@@ -49,6 +49,9 @@ def test_the_layout_holds_the_stored_weights(tmp_path, case):
     second = any(bool((zero == 0).any()) for zero in zeros)
     assert written["checkpoint_format"] == ("gptq_v2" if second else "gptq")
     for path, module in quantized_modules(model).items():
+        if path == "lm_head":  # transformers makes no GPTQ layer of a head
+            assert torch.equal(tensors["lm_head.weight"], module.weight) and "lm_head.qweight" not in tensors
+            continue
         assert torch.equal(unpacked(tensors, path, bits, 0 if second else 1).t(), module.weight), path
         assert tensors[f"{path}.g_idx"].dtype == tensors[f"{path}.qweight"].dtype == torch.int32
     config = AutoConfig.from_pretrained(tmp_path / "m")
@@ -59,8 +62,7 @@ def test_the_layout_holds_the_stored_weights(tmp_path, case):
         symmetric,
         written["checkpoint_format"],
     )
-    left = {"lm_head"} if name == "gpt2" or settings.get("ignore") else set()
-    assert written["lm_head"] == (name == "llama" and not left)
+    assert written["lm_head"] is False
 
 
 def test_a_zero_point_of_0_needs_the_second_version(tmp_path):
@@ -75,6 +77,20 @@ def test_a_zero_point_of_0_needs_the_second_version(tmp_path):
     for path, module in quantized_modules(model).items():
         assert torch.equal(unpacked(tensors, path, 4, 0).t(), module.weight), path
     assert int(model.model.layers[0].mlp.up_proj.packed.zero_point.max()) == 0
+
+
+def test_a_head_of_another_width_is_float_and_the_model_that_of_the_codes(tmp_path):
+    model = quantized(model_of("llama"), bits=4, weights=32, symmetric=True, ignore=("lm_head",))
+    model = quantized(model, bits=8, scale_type="float16", only=("lm_head",))
+    assert export_gptq(model, {"input_ids": IDS}, tmp_path / "m") < 1e-5
+    written = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert (written["bits"], written["lm_head"], written["dynamic"]) == (4, False, {})
+    with torch.no_grad():
+        found, expected = load_gptq(model, tmp_path / "m")(input_ids=IDS).logits, model(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    alone = quantized(model_of("llama"), bits=8, scale_type="float16", only=("lm_head",))
+    with pytest.raises(UsageError, match="holds heads in float"):
+        export_gptq(alone, {"input_ids": IDS}, tmp_path / "other")
 
 
 def test_float_layers_are_named(tmp_path):
