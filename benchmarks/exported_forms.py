@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantization_table import SUBJECTS
+from quantization_cells import SUBJECTS
 from torch import Tensor, nn
 
 import limbeck as lb

@@ -164,12 +164,11 @@ def quantize(
         work = apply(work, plans[-1])
     left = dict(plans[-1].decisions["left_alone"])
     if embeddings is not None:
-        tables = _tables(settings, embeddings)
-        chosen_tables, why = tables.found(work)
-        left |= why
-        if chosen_tables:
-            plans.append(tables.plan(work))
-            work = apply(work, plans[-1])
+        tables = _tables(settings, embeddings).plan_modules(work)
+        left |= tables.decisions["left_alone"]
+        if tables.decisions["modules"]:
+            plans.append(tables)
+            work = apply(work, tables)
     left = {path: reason for path, reason in left.items() if not isinstance(work.get_submodule(path), QuantizedModule)}
     return Quantized(work.eval(), plans[0] if len(plans) == 1 else in_sequence(*plans), name, width, left)
 
@@ -229,9 +228,9 @@ def _outside(model: nn.Module, only: tuple[str, ...], ignore: tuple[str, ...]) -
 
 
 def _tables(settings: Settings, bits: int) -> QuantizeEmbeddings:
-    if bits == 8:
-        return QuantizeEmbeddings(bits, only=settings.only, ignore=settings.ignore)
-    return QuantizeEmbeddings(bits, settings.weights, method="mse", only=settings.only, ignore=settings.ignore)
+    fine = {} if bits == 8 else {"weights": settings.weights, "method": "mse"}
+    same = {"scale_type": settings.scale_type, "only": settings.only, "ignore": settings.ignore}
+    return QuantizeEmbeddings(bits, **fine, **same)
 
 
 def _imitation(task: Any) -> Objective:

@@ -83,19 +83,13 @@ def _is_quantized(model: nn.Module, path: str) -> bool:
     return isinstance(model.get_submodule(path), QuantizedModule)
 
 
-def with_float_tables(model: nn.Module) -> nn.Module:
-    """The model, changed in place, with float tables for its quantized embeddings."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, QuantizedEmbedding):
-            replace(model, path, float_table(module))
-    return model
-
-
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model whose quantized linear layers are float ones with these weights (out, in), by path."""
-    made = with_float_tables(copy.deepcopy(model))
+    """A copy of the model whose quantized linear layers are float ones with these weights (out, in), by path, and whose tables are float."""
+    made = copy.deepcopy(model)
     for path, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedEmbedding):
+            replace(made, path, float_table(module))
+        elif isinstance(module, QuantizedLinear):
             weight = weights[path]
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
             linear.weight = nn.Parameter(weight.float(), requires_grad=False)

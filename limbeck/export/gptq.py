@@ -11,7 +11,7 @@ Per layer of n inputs and m outputs, with b bits and groups of g inputs:
 
 The first version of the layout ("gptq") stores z - 1, and cannot hold z = 0; where that occurs the second ("gptq_v2") is written, which stores z.
 transformers loads such folders with the packages optimum and gptqmodel, its heads as float layers. Tried with 5.23 and GPTQModel 7.7 on the CPU,
-`GPTQConfig(bits=..., backend="torch")`: llamas of 4 and 8 bits give the same outputs, to 3e-4 of the largest.
+`GPTQConfig(bits=..., backend="torch")`: llamas of 4 and 8 bits give the same outputs, to 4e-4 of the largest.
 """
 
 from __future__ import annotations

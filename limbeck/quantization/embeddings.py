@@ -47,9 +47,20 @@ class QuantizeEmbeddings:
         named = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Quantize(**named, activations=None)
 
-    def found(self, model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
-        """(path -> class name of the tables that are quantized, path -> why a table is left alone)."""
+    def plan(self, model: nn.Module, task: Any = None, budget: Any = None) -> Plan:
+        """Decide; nothing is read but the model."""
+        plan = self.plan_modules(model)
+        if not plan.decisions["modules"] and not self.settings.specification.quantizer.grid.identity:
+            left = plan.decisions["left_alone"]
+            reasons = "; ".join(f"{path}: {why}" for path, why in list(left.items())[:5]) or "it has no float tables"
+            raise UsageError(f"no embedding in {type(model).__name__} can be quantized ({reasons})")
+        return plan
+
+    def plan_modules(self, model: nn.Module) -> Plan:
+        """The plan, also where it quantizes nothing."""
         specification = self.settings.specification
+        if specification.quantizer.grid.identity:
+            return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
 
         def fits(module: nn.Module) -> str | None:
             shape = tuple(module.weight.shape)
@@ -58,21 +69,9 @@ class QuantizeEmbeddings:
 
         tables = {path for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
         chosen, left = choose(model, self.settings.only, self.settings.ignore, why_not_table, fits)
-        return chosen, {path: reason for path, reason in left.items() if path in tables}
-
-    def plan(self, model: nn.Module, task: Any = None, budget: Any = None) -> Plan:
-        """Decide; nothing is read but the model."""
-        specification = self.settings.specification
-        if specification.quantizer.grid.identity:
-            return Plan(KIND, {"modules": {}, "outputs": {}, "left_alone": {}})
-        chosen, left = self.found(model)
-        if not chosen:
-            reasons = (
-                "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:5]) or "it has no float tables"
-            )
-            raise UsageError(f"no embedding in {type(model).__name__} can be quantized ({reasons})")
         modules = {}
         for path, kind in chosen.items():
             compute = str(model.get_submodule(path).weight.dtype).removeprefix("torch.")
             modules[path] = {"type": kind, **specification.to_json(), "compute": compute}
+        left = {path: reason for path, reason in left.items() if path in tables}
         return Plan(KIND, {"modules": modules, "outputs": {}, "left_alone": left})

@@ -27,7 +27,10 @@ def why_not(module: nn.Module) -> str | None:
             return f"padding mode {module.padding_mode!r}"
         if padding_of(module) is None:
             return "its 'same' padding is not symmetric"
-    weight = module.weight
+    return _without_numbers(module.weight)
+
+
+def _without_numbers(weight: Tensor) -> str | None:
     if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
         return "its weight is empty or holds NaN or infinity"
     return None
@@ -39,12 +42,9 @@ def why_not_table(module: nn.Module) -> str | None:
         return f"a {type(module).__name__} is no plain table"
     if module.max_norm is not None:
         return "max_norm changes its rows when they are read"
-    weight = module.weight
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return f"its rows are {str(weight.dtype).removeprefix('torch.')}, not float32 or bfloat16"
-    if weight.numel() == 0 or (not weight.is_meta and not torch.isfinite(weight).all()):
-        return "its weight is empty or holds NaN or infinity"
-    return None
+    if module.weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"its rows are {str(module.weight.dtype).removeprefix('torch.')}, not float32 or bfloat16"
+    return _without_numbers(module.weight)
 
 
 def padding_of(module: nn.Conv2d) -> tuple[int, ...] | None:

@@ -14,6 +14,8 @@ FAULTS = [
     ("tables: tied ones as well", "quantization/quantize.py", "if id(model.get_submodule(name)) != id(module)]", "if False]", TABLES),
     ("tables: trained as layers", "quantization/quantize.py", "isinstance(module, nn.Embedding) and not embeddings", "False", TABLES),
     ("tables in graphs: zero points left out", "export/qdq.py", "if self.zero is not None:", "if False:", "tests/export/test_quantized_tables.py"),
+    ("tables: scales as usual whatever is asked for", "quantized.py", '"scale_type": settings.scale_type, ', "", TABLES),
+    ("gptq folders: heads are packed", "export/gptq.py", "[path for path in linears if is_head(model, path)]", "[]", "tests/export/test_gptq_layout.py"),
     ("cache: keys along the token", "inference/kv_cache/quantized.py", 'turned = along == "channel"', 'turned = along == "token"', CACHE),
     ("cache: recent tokens packed", "inference/kv_cache/quantized.py", "max(0, length - self.recent)", "max(0, length)", CACHE),
     ("cache: new tokens rounded at once", GENERATION, "[piece.unpack() for piece in self.pieces] + [tuple(recent)]", "[piece.unpack() for piece in self.pieces] + [self.settings.pack(*recent).unpack()]", CACHE),

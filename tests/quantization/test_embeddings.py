@@ -120,6 +120,8 @@ def test_one_call_quantizes_tables_when_asked():
     again = apply(copy.deepcopy(model), at_8.plan)
     batch = {"input_ids": torch.randint(0, 200, (3, 9))}
     assert torch.equal(first_tensor(call(again.eval(), batch)), first_tensor(call(at_8.model, batch)))
+    half = lb.quantize(model, 4, group_size=16, scale_type="float16").model.tokens
+    assert half.weight_scale.dtype is torch.float16 and at_8.model.tokens.weight_scale.dtype is torch.float32
     with pytest.raises(UsageError, match="embeddings=1: 2 to 8 bits"):
         lb.quantize(model, 4, embeddings=1)
     image = lb.models.vit(8, 4, 10, depth=2, width=32, heads=4, channels=1)
