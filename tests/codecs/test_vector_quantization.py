@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from limbeck.codecs import vector_quantization
 from limbeck.codecs.vector_quantization import VectorQuantizer, kmeans, look_up, nearest, straight_through
 from limbeck.errors import UsageError
 
@@ -17,6 +18,16 @@ def test_nearest_is_the_smallest_distance():
     assert nearest(x, codes).tolist() == expected
     values = look_up(nearest(x, codes), codes)
     assert torch.equal(values[5, 2], codes[2, expected[5][2]])
+
+
+def test_nearest_in_pieces_is_nearest_at_once(monkeypatch):
+    x, codes = torch.randn(50, 3, 2), torch.randn(3, 8, 2)
+    codes[:, 5] = codes[:, 2]  # the first of equals
+    expected = torch.cdist(x.transpose(0, 1).double(), codes.double()).argmin(-1).T
+    for at_once in (1, 7, 50, 1000):
+        monkeypatch.setitem(vector_quantization.SCORES, "cpu", at_once * 3 * 8)
+        assert torch.equal(nearest(x, codes), expected)
+    assert 2 in expected and 5 not in expected and nearest(x[:0], codes).shape == (0, 3)
 
 
 def test_a_code_encodes_to_itself_and_decoding_is_idempotent():

@@ -137,8 +137,8 @@ FAULTS = [
     (
         "codecs: the nearest code is the most alike",
         "codecs/vector_quantization.py",
-        "codes.transpose(1, 2), alpha=-2)",
-        "codes.transpose(1, 2), alpha=-1)",
+        "turned, alpha=-2)",
+        "turned, alpha=-1)",
         "tests/codecs",
     ),
     (
