@@ -12,7 +12,7 @@ from limbeck.quantization.affine_grid import AffineGrid, affine_values
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import PerChannel
 from limbeck.quantization.grids import IntegerGrid, Quantizer, dequantize, quantize
-from limbeck.quantization.levels import LevelGrid, level_scales, ratios
+from limbeck.quantization.levels import LevelGrid, entries_of, level_scales, ratios
 
 COLUMN = PerChannel(0)
 
@@ -52,7 +52,7 @@ def onto(quantizer: Quantizer) -> Callable[[Tensor, Tensor, Tensor], tuple[Tenso
 
         def put(x, scale, _):
             codes = grid.nearest(ratios(x, scale, COLUMN))
-            return codes, grid.table.to(x.device)[codes.int()] * scale
+            return codes, entries_of(grid.table, codes) * scale
 
     return put
 

@@ -21,6 +21,7 @@ from limbeck.quantization.granularity import Granularity, parameter_shape, rows,
 from limbeck.quantization.packing import pack_bits, packed_length, unpack_bits
 
 ELEMENTS_AT_ONCE = 1 << 22  # elements whose errors are held in memory while scales are searched
+FEW = 16  # levels; places among fewer are counted, among more they are searched
 
 
 class LevelGrid(Grid):
@@ -36,20 +37,31 @@ class LevelGrid(Grid):
 
     @property
     def rising(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The levels in rising order, float32 (n,), their codes, uint8 (n,), and whether a tie goes away from them, bool (n,)."""
+        """The levels in rising order, float32 (n,), their codes, uint8 (n,), and the numbers above which the next level is the nearest, float32
+        (n - 1,): the middle of two neighbours, or where a tie goes up the largest number below it."""
         return _tables(self)[1:]
 
     @property
     def bits(self) -> float:
         return max(1, (len(self.values()) - 1).bit_length())
 
+    def places(self, ratio: Tensor) -> Tensor:
+        """Which of the rising levels is the nearest to x / s: whole numbers (...)."""
+        limits = self.rising[2]
+        if len(limits) >= FEW:
+            return torch.bucketize(ratio.contiguous(), limits.to(ratio.device), out_int32=True)
+        found = torch.zeros_like(ratio, dtype=torch.uint8)
+        for limit in limits.tolist():  # several times faster than a search
+            found += ratio > limit
+        return found
+
     def nearest(self, ratio: Tensor) -> Tensor:
         """Codes of the levels nearest to x / s, uint8 (...)."""
-        levels, codes, odd = (t.to(ratio.device) for t in self.rising)
-        middles = (levels[1:] + levels[:-1]) / 2
-        at = torch.bucketize(ratio.contiguous(), middles)  # a tie stays below
-        tie = (ratio == middles[at.clamp(max=len(middles) - 1)]) & odd[at]
-        return codes[at + tie]
+        return entries_of(self.rising[1], self.places(ratio))
+
+    def onto(self, ratio: Tensor) -> Tensor:
+        """The levels nearest to x / s, float32 (...)."""
+        return entries_of(self.rising[0], self.places(ratio))
 
     def store(self, codes: Tensor) -> Tensor:
         """Codes (..., n) as bytes."""
@@ -85,8 +97,9 @@ class LevelGrid(Grid):
         return self.unstore(packed.codes, (packed.shape or (1,))[-1]).reshape(packed.shape)
 
     def decode(self, packed: Packed, quantizer) -> Tensor:
-        values = self.table.to(packed.codes.device)[self.codes(packed).int()]
-        return values * spread(packed.scale.float(), packed.shape, quantizer.granularity)
+        return entries_of(self.table, self.codes(packed)) * spread(
+            packed.scale.float(), packed.shape, quantizer.granularity
+        )
 
     def check(self, packed: Packed) -> None:
         codes = self.codes(packed).long()
@@ -112,7 +125,15 @@ def _tables(grid: LevelGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         codes.sort(key=lambda code: float(table[code]))
         zero = next((code for code in codes if table[code] == 0), 0)
         odd = torch.tensor([(code - zero) % 2 == 1 for code in codes])
-        return table, table[codes], torch.tensor(codes, dtype=torch.uint8), odd
+        levels = table[codes]
+        middles = (levels[1:] + levels[:-1]) / 2
+        limits = torch.where(odd[:-1], middles.nextafter(torch.tensor(-torch.inf)), middles)
+        return table, levels, torch.tensor(codes, dtype=torch.uint8), limits
+
+
+def entries_of(table: Tensor, places: Tensor) -> Tensor:
+    """table[places] of whole numbers (...), some times faster."""
+    return table.to(places.device).index_select(0, places.int().flatten()).view(places.shape)
 
 
 @functools.lru_cache(maxsize=256)
@@ -127,8 +148,12 @@ def _whole_levels(grid: LevelGrid) -> tuple[float, Tensor | None]:
 
 def ratios(x: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
     """x / s in float32, 0 where the scale is 0; x (...), scale of `parameter_shape`."""
-    scale = spread(scale.float(), x.shape, granularity)
-    return torch.where(scale == 0, torch.zeros_like(scale), x.float() / torch.where(scale == 0, 1.0, scale))
+    return over(x.float(), spread(scale.float(), x.shape, granularity))
+
+
+def over(x: Tensor, scale: Tensor) -> Tensor:
+    """x / s, 0 where s is 0; x (...), s (...) or broadcastable to it."""
+    return torch.where(scale == 0, torch.zeros_like(scale), x / torch.where(scale == 0, 1.0, scale))
 
 
 def search_scale(
@@ -180,7 +205,7 @@ def level_scales(
     elements = elements / torch.where(size == 0, 1.0, size)
     coding = stored = scales(elements, grid, method)
     if method == "twn":
-        stored = fit_scale(elements, grid.table[grid.nearest(elements / torch.where(coding == 0, 1.0, coding)).int()])
+        stored = fit_scale(elements, grid.onto(elements / torch.where(coding == 0, 1.0, coding)))
 
     def finished(scale: Tensor) -> Tensor:
         scale = (scale * size).clamp(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
@@ -215,5 +240,4 @@ def _scales(elements: Tensor, grid: LevelGrid, method: str) -> Tensor:
     start = torch.where(start > 0, start, 1.0)
     if method == "minmax":
         return start
-    table = grid.table.to(elements.device)
-    return search_scale(elements, start, lambda ratio: table[grid.nearest(ratio).int()])
+    return search_scale(elements, start, grid.onto)

@@ -29,7 +29,7 @@ from limbeck.quantization.contract import Packed
 from limbeck.quantization.granularity import Granularity, spread
 from limbeck.quantization.grids import IntegerGrid, Quantizer
 from limbeck.quantization.lattices import LatticeGrid
-from limbeck.quantization.levels import LevelGrid
+from limbeck.quantization.levels import LevelGrid, over
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -47,10 +47,32 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        inside, difference = ctx.saved_tensors
-        to_x = gradient * inside if ctx.needs_input_grad[0] else None
-        to_scale = (gradient * difference).sum_to_size(ctx.scale_shape) if ctx.needs_input_grad[1] else None
-        return to_x, to_scale, None, None, None
+        return *_to_both(ctx, gradient), None, None, None
+
+
+class _FakeLevels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, grid):
+        ratio = over(x, scale)
+        levels = grid.onto(ratio)
+        lowest, highest = grid.rising[0][[0, -1]].tolist()
+        inside = (ratio >= lowest) & (ratio <= highest) & (scale != 0)
+        difference = torch.where(inside, levels - ratio, levels) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(inside, difference)
+        ctx.scale_shape = scale.shape
+        return levels * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return *_to_both(ctx, gradient), None
+
+
+def _to_both(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and of its scale, from what both functions save."""
+    inside, difference = ctx.saved_tensors
+    to_x = gradient * inside if ctx.needs_input_grad[0] else None
+    to_scale = (gradient * difference).sum_to_size(ctx.scale_shape) if ctx.needs_input_grad[1] else None
+    return to_x, to_scale
 
 
 def fake_quantize(
@@ -87,22 +109,19 @@ def fake_on_grid(x: Tensor, parameter: Tensor, quantizer: Quantizer) -> Tensor:
     grid, granularity = quantizer.grid, quantizer.granularity
     if isinstance(grid, IntegerGrid):
         return fake_quantize(x, parameter, grid.center, grid, granularity)
+    if isinstance(grid, LevelGrid):
+        return _FakeLevels.apply(x.float(), spread(parameter.float(), x.shape, granularity), grid)
     book = "codebook" in quantizer.layout(x.shape)
     packed = Packed(x.new_zeros(0), None if book else parameter, None, tuple(x.shape), parameter if book else None)
     stored = quantizer.project(x, Packed(**{**packed.__dict__, **{k: v.detach() for k, v in packed.tensors.items()}}))
-    codes = stored.codes
-    if not isinstance(grid, (LevelGrid, LatticeGrid)):
+    if not isinstance(grid, LatticeGrid):
         learned = {"codebook" if book else "scale": parameter}
         values = quantizer.decode(Packed(**{**stored.__dict__, **learned}))
         return values + (x.float() - x.detach().float())
     scale = spread(parameter.float(), x.shape, granularity)
     ratio = x.float() / torch.where(scale == 0, 1.0, scale)
-    unit = Packed(codes, torch.ones_like(parameter), None, tuple(x.shape))
-    levels = quantizer.decode(unit)
-    if isinstance(grid, LevelGrid):
-        outermost = grid.rising[0].to(x.device)[[0, -1]]
-        ratio = torch.where((ratio >= outermost[0]) & (ratio <= outermost[1]), ratio, ratio.detach())
-    return (levels + (ratio - ratio.detach())) * scale
+    unit = Packed(stored.codes, torch.ones_like(parameter), None, tuple(x.shape))
+    return (quantizer.decode(unit) + (ratio - ratio.detach())) * scale
 
 
 class _Clip(torch.autograd.Function):

@@ -136,9 +136,23 @@ FAULTS = [
     (
         "straight through: clipped levels pass their gradient",
         "quantization/straight_through.py",
-        "ratio = torch.where((ratio >= outermost[0]) & (ratio <= outermost[1]), ratio, ratio.detach())",
-        "ratio = ratio + 0 * outermost.sum()",
+        "inside = (ratio >= lowest) & (ratio <= highest) & (scale != 0)",
+        "inside = ratio == ratio",
         TRAINED,
+    ),
+    (
+        "straight through: scales of levels as if nothing were between them",
+        "quantization/straight_through.py",
+        "torch.where(inside, levels - ratio, levels)",
+        "levels",
+        TRAINED,
+    ),
+    (
+        "levels: a tie goes down everywhere",
+        "quantization/levels.py",
+        "torch.where(odd[:-1], middles.nextafter(torch.tensor(-torch.inf)), middles)",
+        "middles",
+        GRIDS,
     ),
     (
         "PACT: the lower end does not move",
