@@ -41,7 +41,7 @@ EXPORTS = {
     "gptq": "gptq",
     "gguf": "model.gguf",
 }
-SETTINGS = {"onnx_weight_only": ("accuracy_level",), "gguf": ("requantize", "tokenizer")}
+SETTINGS = {"onnx": ("input_ranges",), "onnx_weight_only": ("accuracy_level",), "gguf": ("requantize", "tokenizer")}
 PRECISIONS = {"onnx_int8": "int8", "onnx_int8_dynamic": "int8_dynamic", "onnx_weight_only": "weight_only"}
 # quantized forms that are no ONNX -> what makes a model of what was written
 READERS: dict[str, Callable[[nn.Module, Path], nn.Module]] = {

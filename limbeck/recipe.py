@@ -82,6 +82,10 @@ class ExportForm(_Strict):
 
     form: Export
     accuracy_level: int | None = Field(None, ge=0, le=4, description="onnx_weight_only: 1 float32, 4 int8 activations.")
+    input_ranges: Literal["tensor", "token"] | None = Field(
+        None,
+        description="onnx, dynamic inputs: one range for all of an input (fast), or one for each token (as torch computes).",
+    )
     requantize: Literal["q8_0", "q5_0", "q4_1", "q4_0"] | None = Field(
         None, description="gguf: round every linear layer again, whatever its grid is."
     )

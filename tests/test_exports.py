@@ -58,8 +58,9 @@ def test_names_and_settings():
     assert form_of({"form": "gguf", "requantize": "q8_0"}) == ("gguf", {"requantize": "q8_0"})
     for value, match in (
         ("gguff", "gguf"),
-        ({"form": "onnx", "accuracy_level": 4}, "no settings, not 'accuracy_level'"),
+        ({"form": "onnx", "accuracy_level": 4}, "has input_ranges, not 'accuracy_level'"),
         ({"form": "onnx_weight_only", "requantize": "q8_0"}, "accuracy_level, not 'requantize'"),
+        ({"form": "transformers", "requantize": "q8_0"}, "no settings, not 'requantize'"),
         ({"requantize": "q8_0"}, "None"),
     ):
         with pytest.raises(UsageError, match=match):

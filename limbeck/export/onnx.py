@@ -37,6 +37,7 @@ TOLERANCE = {
     "weight_only": 0.25,
 }  # of the largest output; see `difference`
 OPTIMIZATIONS = (None, "bert")
+INPUT_RANGES = ("tensor", "token")
 EMBED_LIMIT = 2_000_000_000  # bytes of weights that fit into one protobuf file
 
 
@@ -71,6 +72,7 @@ def export_onnx(
     tolerance: float | None = None,
     calibration: int = 256,
     accuracy_level: int = 4,
+    input_ranges: str = "tensor",
 ) -> ExportResult:
     """Write `model` as one ONNX file (weights beyond 2 GB in `PATH.data` beside it) and prove it equal to torch.
 
@@ -82,6 +84,8 @@ def export_onnx(
     dynamic_length   whether axis 1 of token inputs may vary; None: where inputs are whole numbers of shape (B, L)
     accuracy_level   of weight_only: what activations become inside products, 0 and 1 float32, 4 int8 (fast). The graph is proven equal to
                      torch to 1e-4 at level 1 first; `difference` is that at the level asked for
+    input_ranges     of a quantized model whose linear layers have dynamic inputs: "tensor", one range for all of an input (the fastest kernel), or
+                     "token", one for each token, as torch computes it (exact; some times better where tokens differ in size)
     optimize         "bert": fuse attention, layer norm and GELU of transformer encoders into ONNX Runtime's own operators
     tolerance        largest allowed `ExportResult.difference`; None: TOLERANCE[precision]
 
@@ -99,6 +103,7 @@ def export_onnx(
     quantized = is_quantized(model)
     if precision == "weight_only":
         _check_weight_only(accuracy_level, optimize)
+    _check_input_ranges(input_ranges, model, precision)
     if quantized and precision == "int8_dynamic":
         raise UsageError("the model is quantized already; export it with precision='int8', which keeps its own grids")
     if precision == "int8" and not quantized and task is None:
@@ -114,7 +119,7 @@ def export_onnx(
             if encoder.fits(model) and set(example) == {"input_ids", "attention_mask"}:
                 encoder.write_encoder(model, file)
             else:
-                qdq.export_qdq(model, example, file, dynamic=dynamic)
+                qdq.export_qdq(model, example, file, dynamic=dynamic, input_ranges=input_ranges)
         elif precision == "weight_only":
             from limbeck.export import nbits
 
@@ -146,6 +151,19 @@ def _check_weight_only(accuracy_level: int, optimize: str | None) -> None:
         raise UsageError(f"accuracy_level={accuracy_level!r}: allowed are 0 to 4, where 1 is float32 and 4 is int8")
     if optimize is not None:
         raise UsageError(f"optimize={optimize!r} is for float graphs; drop it with precision='weight_only'")
+
+
+def _check_input_ranges(ranges: str, model: nn.Module, precision: str) -> None:
+    if ranges not in INPUT_RANGES:
+        raise UsageError(f"input_ranges={ranges!r}. {did_you_mean(str(ranges), INPUT_RANGES)}")
+    from limbeck.quantization.specification import DynamicRange
+
+    found = [module for module in model.modules() if getattr(module, "limbeck_quantized", False)]
+    dynamic = any(isinstance(module.specification.input, DynamicRange) for module in found)
+    if ranges == "token" and not (dynamic and precision == "int8"):
+        raise UsageError(
+            "input_ranges='token' is for a model that is quantized with activations: dynamic, exported with precision='int8'"
+        )
 
 
 def in_float32(model: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ Exporting happens in three steps, so that no tool chooses a scale again:
 | module                                          | becomes                                                            |
 |-------------------------------------------------|--------------------------------------------------------------------|
 | static inputs, 8 bits, weights per channel      | Q/DQ inputs, DQ weights: QLinearConv, QGemm, integer MatMul        |
-| dynamic inputs, Linear                          | DynamicQuantizeLinear + MatMulInteger, one range per tensor (torch |
-|                                                 | has one per token: outputs differ by part of a step)               |
+| dynamic inputs, Linear                          | DynamicQuantizeLinear + MatMulInteger, one range per tensor; with  |
+|                                                 | input_ranges="token" one per token, which is what torch computes   |
 | weight-only                                     | DQ weights, float products (int4 groups: MatMulNBits in ORT)       |
 | tables of embeddings, integers                  | int8 rows and scales, looked up; on other grids the float table    |
 """
@@ -38,7 +38,7 @@ from limbeck.quantization.grids import PerGroup, parameter_shape
 from limbeck.quantization.modules import QuantizedConv2d, QuantizedLinear, QuantizedModule
 from limbeck.quantization.quantized_embedding import QuantizedEmbedding, float_table
 from limbeck.quantization.replacement import replace
-from limbeck.quantization.specification import InputRange
+from limbeck.quantization.specification import DynamicRange, InputRange
 
 OPSET = 21  # blocked and 4-bit DequantizeLinear
 DOMAIN = "limbeck"
@@ -51,6 +51,7 @@ def export_qdq(
     *,
     plan: Plan | None = None,
     dynamic: Mapping[str, Mapping[str, str]] | None = None,
+    input_ranges: str = "tensor",
 ) -> Path:
     """Write a quantized model as a QDQ ONNX file: inputs named as the example's keys, one output `logits`.
 
@@ -58,6 +59,7 @@ def export_qdq(
     plan      the quantize plan the model was made with; None: the newest of the model's lineage. Without its output ranges,
               convolutions give float outputs and little is gained
     dynamic   {input: {axis: name}} of the axes that may vary; None: the batch axis of every input
+    input_ranges   of dynamic inputs: "tensor" or "token"
 
     Raises UsageError for a model without quantized modules and ExportError for what ONNX cannot say on these grids.
     """
@@ -71,7 +73,7 @@ def export_qdq(
             f"a QDQ export needs torch.onnx.ops.symbolic, which torch {torch.__version__} lacks: take 2.8 or newer"
         )
     plan = plan or _newest_plan(model)
-    marked = with_placeholders(model, plan.decisions.get("outputs", {}) if plan else {})
+    marked = with_placeholders(model, plan.decisions.get("outputs", {}) if plan else {}, input_ranges == "token")
     axes = {name: {"0": "batch"} for name in example} if dynamic is None else dynamic
     path = Path(path)
     write_float(marked, example, path, opset=OPSET, dynamic=axes)
@@ -85,12 +87,13 @@ def _newest_plan(model: nn.Module) -> Plan | None:
     return plans[-1] if plans else None
 
 
-def with_placeholders(model: nn.Module, outputs: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """A copy of the model, on the CPU in evaluation mode, whose quantized modules trace to placeholder operators."""
+def with_placeholders(model: nn.Module, outputs: Mapping[str, Mapping[str, Any]], by_token: bool = False) -> nn.Module:
+    """A copy of the model, on the CPU in evaluation mode, whose quantized modules trace to placeholder operators; by_token: whether dynamic
+    inputs have a range per token."""
     model = copy.deepcopy(model).cpu().eval()
     quantized = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantizedModule)]
     for path, module in quantized:
-        replace(model, path, _placeholder(path, module))
+        replace(model, path, _placeholder(path, module, by_token))
     for path, entry in outputs.items():
         try:
             module = model.get_submodule(path)
@@ -110,7 +113,7 @@ def _mark(kind: str, x: Any, scale: float, zero_point: int) -> Any:
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x,), attributes, dtype=x.dtype, shape=x.shape, version=1)
 
 
-def _placeholder(path: str, module: QuantizedModule) -> nn.Module:
+def _placeholder(path: str, module: QuantizedModule, by_token: bool) -> nn.Module:
     if isinstance(module, QuantizedEmbedding):
         return _Table(module) if _Table.fits(module) else float_table(module)
     static, granularity = module.specification.input, module.specification.granularity
@@ -126,7 +129,7 @@ def _placeholder(path: str, module: QuantizedModule) -> nn.Module:
             f"{path}: its {columns} inputs do not divide into groups of {granularity.size}, as ONNX wants"
         )
     if isinstance(module, QuantizedLinear):
-        return _Linear(module)
+        return _Linear(module, by_token)
     if isinstance(module, QuantizedConv2d) and (static is None or isinstance(static, InputRange)):
         return _Convolution(module)
     raise ExportError(
@@ -173,6 +176,11 @@ class _Placeholder(nn.Module):
 class _Linear(_Placeholder):
     """x W + b with W stored (in, out), as Gemm and MatMul multiply."""
 
+    def __init__(self, module: QuantizedLinear, by_token: bool):
+        super().__init__(module)
+        self.register_buffer("middle", torch.tensor(128, dtype=torch.uint8))  # unsigned inputs have the fast kernels
+        self.by_token = by_token
+
     def layout(self, codes: Tensor) -> Tensor:
         return codes.t().contiguous()
 
@@ -180,7 +188,7 @@ class _Linear(_Placeholder):
         return parameters.t() if parameters.dim() == 2 else parameters
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.specification.input is not None and not isinstance(self.specification.input, InputRange):
+        if isinstance(self.specification.input, DynamicRange):
             return self.dynamic(x)
         grouped = isinstance(self.specification.granularity, PerGroup)
         weight, x = self.weight(0 if grouped else 1), self.grid(x)
@@ -190,14 +198,27 @@ class _Linear(_Placeholder):
         return product if self.bias is None else product + self.bias
 
     def dynamic(self, x: Tensor) -> Tensor:
-        symbolic, several = torch.onnx.ops.symbolic, torch.onnx.ops.symbolic_multi_out
-        kinds, shapes = (torch.uint8, torch.float32, torch.uint8), (x.shape, (), ())
-        codes, scale, zero = several("DynamicQuantizeLinear", (x,), {}, dtypes=kinds, shapes=shapes, version=OPSET)
+        codes, scale, zero = self.by_its_token(x) if self.by_token else self.by_its_tensor(x)
         inputs = (codes, self.weight_codes, zero)
         shape = (*x.shape[:-1], self.weight_codes.shape[1])
-        product = symbolic("MatMulInteger", inputs, {}, dtype=torch.int32, shape=shape, version=OPSET)
-        product = product.to(torch.float32) * (scale * self.weight_scale)
+        product = torch.onnx.ops.symbolic("MatMulInteger", inputs, {}, dtype=torch.int32, shape=shape, version=OPSET)
+        product = product.to(torch.float32)
+        # a scalar scale goes to the weights' first: ONNX Runtime fuses that
+        product = product * self.weight_scale * scale if self.by_token else product * (scale * self.weight_scale)
         return product if self.bias is None else product + self.bias
+
+    def by_its_tensor(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kinds, shapes = (torch.uint8, torch.float32, torch.uint8), (x.shape, (), ())
+        return torch.onnx.ops.symbolic_multi_out(
+            "DynamicQuantizeLinear", (x,), {}, dtypes=kinds, shapes=shapes, version=OPSET
+        )
+
+    def by_its_token(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `limbeck.quantization.kernels.signed_rows`, 128 added to the codes."""
+        scale = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        inputs = (x / scale, torch.ones(()), self.middle)
+        codes = torch.onnx.ops.symbolic("QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=OPSET)
+        return codes, scale, self.middle
 
 
 class _Table(nn.Module):

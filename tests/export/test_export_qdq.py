@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from limbeck.errors import ExportError, UsageError
+from limbeck.export.onnx import export_onnx
 from limbeck.export.qdq import export_qdq
 from limbeck.export.qdq_graph import expand
 from limbeck.models import resnet
@@ -271,6 +272,36 @@ def test_linear_layers_in_every_form(chain, tmp_path):
     if chain.startswith("int4"):
         stored = onnx.load(str(path)).graph.initializer
         assert sum(i.data_type in (TensorProto.INT4, TensorProto.UINT4) for i in stored) >= 3
+
+
+def test_dynamic_inputs_with_a_range_per_token_are_what_torch_computes(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 6)).eval()
+    quantized = apply(copy.deepcopy(model), Quantize(activations="dynamic").plan(model))
+    x = torch.randn(4, 5, 32) * torch.logspace(-3, 2, 20).view(4, 5, 1)
+    x[1, 2] = 0.0
+    with torch.no_grad():
+        expected = quantized(x)
+    size = expected.abs().amax(-1, keepdim=True)
+
+    def furthest(ranges):
+        path = tmp_path / f"{ranges}.onnx"
+        export_onnx(quantized, {"x": x}, path, precision="int8", input_ranges=ranges)
+        found = torch.from_numpy(session(path).run(None, {"x": x.numpy()})[0])
+        return float(((found - expected).abs() / size).max()), kinds(path)
+
+    (token, its), (tensor, usual) = furthest("token"), furthest("tensor")
+    assert token < 1e-5 and its["MatMulInteger"] == its["QuantizeLinear"] == 2
+    assert tensor > 0.05 and usual["DynamicQuantizeLinear"] == 2
+    static = apply(copy.deepcopy(model), Quantize(activations=None).plan(model))
+    for other, ranges, words in (
+        (quantized, "row", "input_ranges='row'"),
+        (static, "token", "activations: dynamic"),
+        (model, "token", "activations: dynamic"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            export_onnx(other, {"x": x}, tmp_path / "no.onnx", precision="int8", input_ranges=ranges)
+    assert not (tmp_path / "no.onnx").exists()
 
 
 def test_what_has_no_onnx_form_is_refused(network, tmp_path):

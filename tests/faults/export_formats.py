@@ -11,6 +11,7 @@ HEADS = "tests/export/test_gguf.py::test_transformers_reads_the_same_weights"
 EXACT = "tests/export/test_gguf.py::test_what_no_block_holds"
 LOST = "tests/test_exports.py::test_what_lost_quality_is_put_aside"
 FRONT = "tests/test_exports.py::test_names_and_settings"
+TOKENS = "tests/export/test_export_qdq.py::test_dynamic_inputs_with_a_range_per_token_are_what_torch_computes"
 
 FAULTS = [
     (
@@ -131,5 +132,19 @@ FAULTS = [
         "if unknown := set(given) - set(SETTINGS.get(name, ())):",
         "if unknown := set():",
         FRONT,
+    ),
+    (
+        "graphs: the tokens' scales are left out",
+        "export/qdq.py",
+        "product * self.weight_scale * scale if self.by_token",
+        "product * self.weight_scale if self.by_token",
+        TOKENS,
+    ),
+    (
+        "graphs: one range for all tokens",
+        "export/qdq.py",
+        "x.abs().amax(-1, keepdim=True) / 127",
+        "x.abs().amax() / 127",
+        TOKENS,
     ),
 ]
