@@ -69,11 +69,12 @@ class Source:
 
 
 ALL = ("compressed_tensors", "gptq", "gguf", "onnx_weight_only", "onnx", "artifact")
+SETTINGS = {"gguf": "requantize", "onnx": "input_ranges"}  # what the second word of a form is
 FLOAT_HEAD = {"ends": None}  # the head in float: one width and one group size in all quantized layers
 HALF_SCALES = {"scale_type": "float16"}  # as GPTQ and GGUF files store them
 SOURCES = (
     Source(32, "float32", ("gguf q8_0", "gguf q5_0", "gguf q4_1", "gguf q4_0")),
-    Source(8, "dynamic", ALL),
+    Source(8, "dynamic", (*ALL, "onnx token")),
     Source(8, "nearest", ALL[:-1], HALF_SCALES),
     Source(6, "ranges", ("gguf",), FLOAT_HEAD),
     Source(4, "gptq", ALL, FLOAT_HEAD),
@@ -120,17 +121,18 @@ READERS: dict[str, dict[tuple[str, ...], Reader]] = {
 
 def readers(form: str) -> dict[tuple[str, ...], Reader]:
     """Of `gguf q8_0` and its like, transformers alone: the exporter compares with our own reader."""
-    kind, _, requantize = form.partition(" ")
-    return {names: read for names, read in READERS[kind].items() if not requantize or read is TRANSFORMERS}
+    kind, _, setting = form.partition(" ")
+    alone = kind == "gguf" and setting
+    return {names: read for names, read in READERS[kind].items() if not alone or read is TRANSFORMERS}
 
 
 def written(model: nn.Module, task: Any, form: str, folder: Path) -> Path:
     """The file or folder of a form."""
-    kind, _, requantize = form.partition(" ")
+    kind, _, setting = form.partition(" ")
     path = folder / EXPORTS.get(kind, "artifact")
     if kind == "artifact":
         return lb.save(model, path)
-    return export_model(model, task, path, {"form": kind} | ({"requantize": requantize} if requantize else {})).path
+    return export_model(model, task, path, {"form": kind} | ({SETTINGS[kind]: setting} if setting else {})).path
 
 
 def figures(forward: Forward) -> dict[str, float]:

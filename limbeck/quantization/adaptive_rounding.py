@@ -29,7 +29,7 @@ from limbeck.quantization.affine_form import AffineForm
 from limbeck.quantization.contract import Packed
 from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.hessian import as_parameter, matrix, output_error
-from limbeck.quantization.reconstruction import block_loss, block_outputs, inside, reconstruct
+from limbeck.quantization.reconstruction import block_error, inside, reconstruct
 from limbeck.quantization.rounding import LayerRounding
 from limbeck.quantization.streaming import Segment
 
@@ -167,7 +167,7 @@ class BlockReconstruction(AdaRound):
             path: as_parameter(shapes[path], choices[path].form.values(choices[path].form.nearest(w)))
             for path, w in weights.items()
         }
-        unit = self._error(segment, {inside(segment, path): value for path, value in before.items()})
+        unit = block_error(segment, segment.targets, {inside(segment, path): value for path, value in before.items()})
         unit = max(unit, 1e-30) / sum(w.numel() for w in weights.values())
 
         def penalty(step: int) -> Tensor:
@@ -200,7 +200,7 @@ class BlockReconstruction(AdaRound):
             scales[path] = torch.where(scales[path] > 0, scales[path], choice.form.scale).detach()
         after = {path: placed(path, scales[path]).values(choice.codes()) for path, choice in choices.items()}
         whole = {inside(segment, path): as_parameter(shapes[path], value) for path, value in after.items()}
-        better = self._error(segment, whole) < unit * sum(w.numel() for w in weights.values())
+        better = block_error(segment, segment.targets, whole) < unit * sum(w.numel() for w in weights.values())
         found = {}
         for path, choice in choices.items():
             found[path] = (
@@ -210,19 +210,6 @@ class BlockReconstruction(AdaRound):
             )
             segment.write(path, quantizers[path].decode(found[path]))
         return found
-
-    def _error(self, segment: Segment, values: Mapping[str, Tensor]) -> float:
-        kept = {name: segment.block.get_parameter(name).detach().clone() for name in values}
-        with torch.no_grad():
-            for name, value in values.items():
-                segment.block.get_parameter(name).copy_(value)
-            outputs = block_outputs(segment)
-            losses = [
-                block_loss(out, target, c.mask) for out, target, c in zip(outputs, segment.targets, segment.calls)
-            ]
-            for name, value in kept.items():
-                segment.block.get_parameter(name).copy_(value)
-        return float(sum(losses) / len(losses))
 
 
 def check_training(iterations: int, learning_rate: float, warmup: float) -> None:

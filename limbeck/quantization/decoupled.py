@@ -9,7 +9,7 @@ Start: min-max, rounded to the nearest or by GPTQ, whichever costs a row less. T
 
 and each result is kept for the rows whose error it lowers, so the error never rises. Before the first (a), s and o are also fitted to
 codes that were rounded to the nearest, twice in turn. At the end of a block, its codes stay and s, o and the parameters of norms are
-trained on the block's output (`epochs` passes over the calibration batches).
+trained on the block's output (`epochs` passes over the calibration batches), and are kept where that lowered the block's error.
 
 Source: Guo et al., "decoupleQ", 2024, sections 3.2 to 3.4, and the authors' public code, which adds the choice per row. Of the paper's two
 approximations of (a) this is the second, GPTQ; the first takes projected gradient steps on the free columns within the box of codes.
@@ -31,7 +31,7 @@ from limbeck.quantization.gptq import gptq
 from limbeck.quantization.granularity import PerChannel, PerGroup
 from limbeck.quantization.grids import Quantizer
 from limbeck.quantization.hessian import as_parameter, damped, output_error
-from limbeck.quantization.reconstruction import block_outputs, inside, reconstruct
+from limbeck.quantization.reconstruction import block_error, block_outputs, inside, reconstruct
 from limbeck.quantization.rounding import LayerRounding
 from limbeck.quantization.streaming import Segment
 
@@ -130,7 +130,8 @@ class DecoupleQ(LayerRounding):
 
     rounds, damping    of the alternation
     epochs             passes over the calibration batches that train s, o and norms on each block's output; 0: none
-    learning_rate      of that training; norms: whether the weights and biases of normalizations are trained with it
+    learning_rate      of that training, of s and o as they are: what is right at 2 bits is too much where scales are smaller, about a quarter
+                       of it for each further bit; norms: whether the weights and biases of normalizations are trained with it
 
     On symmetric and integer grids only scales are fitted. Raises UsageError for settings out of range, grids that are neither integer nor
     affine, and one scale per tensor.
@@ -183,7 +184,10 @@ class DecoupleQ(LayerRounding):
 
         steps = self.epochs * len(segment.calls)
         rest = [{"params": trained + list(leaves.values()), "lr": self.learning_rate}]
+        before = block_error(segment, targets, weights(forms) | leaves)
         reconstruct(segment, targets, lambda: weights(forms) | leaves, rest, steps, seed=self.seed)
+        if not block_error(segment, targets, weights(forms) | leaves) < before:
+            return found
         for path, form in forms.items():
             scale = torch.where(form.scale > 0, form.scale, unpacked(found[path], quantizers[path]).scale).detach()
             final = form.with_parameters(scale, form.offset.detach())
@@ -195,10 +199,10 @@ class DecoupleQ(LayerRounding):
 
 
 def unpacked(packed: Packed, quantizer: Quantizer) -> AffineForm:
-    """The affine form of a stored weight."""
-    scale, shape = packed.scale.float(), (packed.shape[0], packed.shape[1])
+    """The affine form of a stored weight, on tensors of its own."""
+    scale, shape = packed.scale.float().clone(), (packed.shape[0], packed.shape[1])
     if hasattr(quantizer.grid, "of_range"):
-        return AffineForm(quantizer, shape, scale, packed.zero_point.float(), 0, quantizer.grid.high)
+        return AffineForm(quantizer, shape, scale, packed.zero_point.float().clone(), 0, quantizer.grid.high)
     zero = quantizer.grid.center if packed.zero_point is None else packed.zero_point.float()
     return AffineForm(quantizer, shape, scale, -scale * zero, quantizer.grid.low, quantizer.grid.high)
 

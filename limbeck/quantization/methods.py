@@ -107,7 +107,8 @@ def _rotated(s: Settings) -> tuple[Any, ...]:
 
 
 def _decoupled(s: Settings) -> tuple[Any, ...]:
-    return (s.quantize(grid="affine", rounding=DecoupleQ(epochs=4, learning_rate=1e-3)),)
+    rounding = DecoupleQ(epochs=4, learning_rate=1e-3 * 4.0 ** (2 - s.bits))
+    return (s.quantize(grid="affine", rounding=rounding),)
 
 
 def _reconstruction(s: Settings) -> tuple[Any, ...]:

@@ -28,6 +28,18 @@ def block_loss(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     return error.mean()
 
 
+def block_error(segment: Segment, targets: Sequence[Tensor], values: Mapping[str, Tensor]) -> float:
+    """The mean `block_loss` over the calibration batches, with these values of the block's parameters, by their names in the block."""
+
+    def run(*args, **kwargs):
+        return torch.func.functional_call(segment.block, dict(values), args, kwargs)
+
+    with torch.no_grad():
+        outputs = (first_tensor(c.run(run, x)) for c, x in zip(segment.calls, segment.hidden))
+        losses = [block_loss(out, target, c.mask) for out, target, c in zip(outputs, targets, segment.calls)]
+    return float(sum(losses) / len(losses))
+
+
 def reconstruct(
     segment: Segment,
     targets: Sequence[Tensor],

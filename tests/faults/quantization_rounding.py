@@ -106,6 +106,20 @@ FAULTS = [
         DECOUPLED,
     ),
     (
+        "rounding: decoupleQ's training is kept whatever it did",
+        "quantization/decoupled.py",
+        "if not block_error(segment, targets, weights(forms) | leaves) < before:",
+        "if False:",
+        DECOUPLED,
+    ),
+    (
+        "rounding: decoupleQ trains the stored scales themselves",
+        "quantization/decoupled.py",
+        "scale, shape = packed.scale.float().clone()",
+        "scale, shape = packed.scale.float()",
+        DECOUPLED,
+    ),
+    (
         "rounding: codes of the groups that moved least",
         "quantization/code_tuning.py",
         "norms.flatten().topk(",

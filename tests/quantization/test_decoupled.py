@@ -125,6 +125,19 @@ def test_on_a_model_it_beats_gptq_tunes_norms_and_replays():
     assert "parameters" not in plans["layers"].decisions["data"]
 
 
+def test_a_training_that_made_a_block_worse_is_dropped():
+    torch.manual_seed(0)
+    model, task = gpt(30, 8, 2, 32, 4, tied=False).eval(), Tokens()
+    for grid, scale_type in (("affine", "bfloat16"), ("affine", "float32"), (None, "float32")):
+        settings = {"bits": 3, "weights": 16, "activations": None, "batch_size": 8, "only": "blocks.*"}
+        settings |= {"scale_type": scale_type, **({"grid": grid} if grid else {})}
+        wild, none = (
+            Quantize(**settings, rounding=rounding).plan(model, task).decisions["data"]
+            for rounding in (DecoupleQ(epochs=1, learning_rate=30.0), DecoupleQ(epochs=0))
+        )
+        assert wild == none, (grid, scale_type)
+
+
 def test_convolutions_with_groups():
     torch.manual_seed(0)
     weight, quantizer = torch.randn(6, 18), Quantizer(AffineGrid(2), PerChannel(0))
