@@ -74,7 +74,7 @@ FLOAT_HEAD = {"ends": None}  # the head in float: one width and one group size i
 HALF_SCALES = {"scale_type": "float16"}  # as GPTQ and GGUF files store them
 SOURCES = (
     Source(32, "float32", ("gguf q8_0", "gguf q5_0", "gguf q4_1", "gguf q4_0")),
-    Source(8, "dynamic", (*ALL, "onnx token")),
+    Source(8, "dynamic", (*ALL, "onnx tensor")),
     Source(8, "nearest", ALL[:-1], HALF_SCALES),
     Source(6, "ranges", ("gguf",), FLOAT_HEAD),
     Source(4, "gptq", ALL, FLOAT_HEAD),

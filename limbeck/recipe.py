@@ -82,9 +82,9 @@ class ExportForm(_Strict):
 
     form: Export
     accuracy_level: int | None = Field(None, ge=0, le=4, description="onnx_weight_only: 1 float32, 4 int8 activations.")
-    input_ranges: Literal["tensor", "token"] | None = Field(
+    input_ranges: Literal["token", "tensor"] | None = Field(
         None,
-        description="onnx, dynamic inputs: one range for all of an input (fast), or one for each token (as torch computes).",
+        description="onnx, dynamic inputs: a range for each token, as torch computes (absent: this), or one for all of an input (faster).",
     )
     requantize: Literal["q8_0", "q5_0", "q4_1", "q4_0"] | None = Field(
         None, description="gguf: round every linear layer again, whatever its grid is."

@@ -37,7 +37,7 @@ TOLERANCE = {
     "weight_only": 0.25,
 }  # of the largest output; see `difference`
 OPTIMIZATIONS = (None, "bert")
-INPUT_RANGES = ("tensor", "token")
+INPUT_RANGES = ("token", "tensor")
 EMBED_LIMIT = 2_000_000_000  # bytes of weights that fit into one protobuf file
 
 
@@ -72,7 +72,7 @@ def export_onnx(
     tolerance: float | None = None,
     calibration: int = 256,
     accuracy_level: int = 4,
-    input_ranges: str = "tensor",
+    input_ranges: str | None = None,
 ) -> ExportResult:
     """Write `model` as one ONNX file (weights beyond 2 GB in `PATH.data` beside it) and prove it equal to torch.
 
@@ -84,8 +84,8 @@ def export_onnx(
     dynamic_length   whether axis 1 of token inputs may vary; None: where inputs are whole numbers of shape (B, L)
     accuracy_level   of weight_only: what activations become inside products, 0 and 1 float32, 4 int8 (fast). The graph is proven equal to
                      torch to 1e-4 at level 1 first; `difference` is that at the level asked for
-    input_ranges     of a quantized model whose linear layers have dynamic inputs: "tensor", one range for all of an input (the fastest kernel), or
-                     "token", one for each token, as torch computes it (exact; some times better where tokens differ in size)
+    input_ranges     of a quantized model whose linear layers have dynamic inputs: "token", a range for each token, as torch computes it; "tensor", one
+                     for all of an input, which is faster and can lose quality. None: "token" where there are such layers
     optimize         "bert": fuse attention, layer norm and GELU of transformer encoders into ONNX Runtime's own operators
     tolerance        largest allowed `ExportResult.difference`; None: TOLERANCE[precision]
 
@@ -119,7 +119,7 @@ def export_onnx(
             if encoder.fits(model) and set(example) == {"input_ids", "attention_mask"}:
                 encoder.write_encoder(model, file)
             else:
-                qdq.export_qdq(model, example, file, dynamic=dynamic, input_ranges=input_ranges)
+                qdq.export_qdq(model, example, file, dynamic=dynamic, by_token=input_ranges != "tensor")
         elif precision == "weight_only":
             from limbeck.export import nbits
 
@@ -153,16 +153,17 @@ def _check_weight_only(accuracy_level: int, optimize: str | None) -> None:
         raise UsageError(f"optimize={optimize!r} is for float graphs; drop it with precision='weight_only'")
 
 
-def _check_input_ranges(ranges: str, model: nn.Module, precision: str) -> None:
+def _check_input_ranges(ranges: str | None, model: nn.Module, precision: str) -> None:
+    if ranges is None:
+        return
     if ranges not in INPUT_RANGES:
         raise UsageError(f"input_ranges={ranges!r}. {did_you_mean(str(ranges), INPUT_RANGES)}")
     from limbeck.quantization.specification import DynamicRange
 
     found = [module for module in model.modules() if getattr(module, "limbeck_quantized", False)]
-    dynamic = any(isinstance(module.specification.input, DynamicRange) for module in found)
-    if ranges == "token" and not (dynamic and precision == "int8"):
+    if precision != "int8" or not any(isinstance(module.specification.input, DynamicRange) for module in found):
         raise UsageError(
-            "input_ranges='token' is for a model that is quantized with activations: dynamic, exported with precision='int8'"
+            f"input_ranges={ranges!r} is for a model that is quantized with activations: dynamic, exported with precision='int8'"
         )
 
 

@@ -14,8 +14,8 @@ Exporting happens in three steps, so that no tool chooses a scale again:
 | module                                          | becomes                                                            |
 |-------------------------------------------------|--------------------------------------------------------------------|
 | static inputs, 8 bits, weights per channel      | Q/DQ inputs, DQ weights: QLinearConv, QGemm, integer MatMul        |
-| dynamic inputs, Linear                          | DynamicQuantizeLinear + MatMulInteger, one range per tensor; with  |
-|                                                 | input_ranges="token" one per token, which is what torch computes   |
+| dynamic inputs, Linear                          | QuantizeLinear on x / s with a scale s per token, MatMulInteger;   |
+|                                                 | by_token=False: DynamicQuantizeLinear, one range per tensor        |
 | weight-only                                     | DQ weights, float products (int4 groups: MatMulNBits in ORT)       |
 | tables of embeddings, integers                  | int8 rows and scales, looked up; on other grids the float table    |
 """
@@ -51,7 +51,7 @@ def export_qdq(
     *,
     plan: Plan | None = None,
     dynamic: Mapping[str, Mapping[str, str]] | None = None,
-    input_ranges: str = "tensor",
+    by_token: bool = True,
 ) -> Path:
     """Write a quantized model as a QDQ ONNX file: inputs named as the example's keys, one output `logits`.
 
@@ -59,7 +59,7 @@ def export_qdq(
     plan      the quantize plan the model was made with; None: the newest of the model's lineage. Without its output ranges,
               convolutions give float outputs and little is gained
     dynamic   {input: {axis: name}} of the axes that may vary; None: the batch axis of every input
-    input_ranges   of dynamic inputs: "tensor" or "token"
+    by_token  whether dynamic inputs have a range per token, as in torch, or one per tensor
 
     Raises UsageError for a model without quantized modules and ExportError for what ONNX cannot say on these grids.
     """
@@ -73,7 +73,7 @@ def export_qdq(
             f"a QDQ export needs torch.onnx.ops.symbolic, which torch {torch.__version__} lacks: take 2.8 or newer"
         )
     plan = plan or _newest_plan(model)
-    marked = with_placeholders(model, plan.decisions.get("outputs", {}) if plan else {}, input_ranges == "token")
+    marked = with_placeholders(model, plan.decisions.get("outputs", {}) if plan else {}, by_token)
     axes = {name: {"0": "batch"} for name in example} if dynamic is None else dynamic
     path = Path(path)
     write_float(marked, example, path, opset=OPSET, dynamic=axes)

@@ -291,13 +291,14 @@ def test_dynamic_inputs_with_a_range_per_token_are_what_torch_computes(tmp_path)
         return float(((found - expected).abs() / size).max()), kinds(path)
 
     (token, its), (tensor, usual) = furthest("token"), furthest("tensor")
+    assert furthest(None) == (token, its)
     assert token < 1e-5 and its["MatMulInteger"] == its["QuantizeLinear"] == 2
     assert tensor > 0.05 and usual["DynamicQuantizeLinear"] == 2
     static = apply(copy.deepcopy(model), Quantize(activations=None).plan(model))
     for other, ranges, words in (
         (quantized, "row", "input_ranges='row'"),
         (static, "token", "activations: dynamic"),
-        (model, "token", "activations: dynamic"),
+        (static, "tensor", "activations: dynamic"),
     ):
         with pytest.raises(UsageError, match=words):
             export_onnx(other, {"x": x}, tmp_path / "no.onnx", precision="int8", input_ranges=ranges)
