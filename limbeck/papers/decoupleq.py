@@ -78,7 +78,7 @@ paper = Paper(
     others={
         "layers": Arm(decoupled, {"epochs": 0}, about="decoupleQ without the training of blocks, 2 bits"),
         "hqq": Arm(quantized, {"rounding": "hqq"}, about="HQQ, 2 bits"),
-        "four_bits": Arm(decoupled, {"bits": 4}, about="decoupleQ, 4 bits"),
+        "four_bits": Arm(decoupled, {"bits": 4, "learning_rate": 1e-3 / 16}, about="decoupleQ, 4 bits"),
         "gptq_four": Arm(gptq, {"bits": 4}, about="GPTQ, 4 bits"),
         "float": Arm(unquantized, about="32 bits"),
     },

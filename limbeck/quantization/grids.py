@@ -121,13 +121,14 @@ class IntegerGrid(Grid):
         if self.bits >= 8:
             return packed.codes
         count = packed.shape[-1] if packed.shape else 1
-        codes = unpack_bits(packed.codes, self.bits, count).to(torch.int16) + self.low
-        return codes.to(self.code_type).reshape(packed.shape)
+        codes = unpack_bits(packed.codes, self.bits, count).view(self.code_type)  # below 128, so int8 says the same
+        return (codes + self.low if self.low else codes).reshape(packed.shape)
 
     def decode(self, packed: Packed, quantizer: Quantizer) -> Tensor:
         if self.identity:
             return packed.codes.clone()
-        return dequantize(self.codes(packed), packed.scale, self._zero(packed), quantizer.granularity)
+        zero = self.center if packed.zero_point is None else packed.zero_point
+        return dequantize(self.codes(packed), packed.scale, zero, quantizer.granularity)
 
     def check(self, packed: Packed) -> None:
         for found in () if self.identity else (self.codes(packed), packed.zero_point):
@@ -173,8 +174,10 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, grid: IntegerGr
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int, granularity: Granularity) -> Tensor:
     """Values s (q - z) in float32; codes (...), scale and zero_point of `parameter_shape(codes.shape, granularity)`."""
     if isinstance(zero_point, Tensor):
-        zero_point = spread(zero_point.float(), codes.shape, granularity)
-    return (codes.float() - zero_point) * spread(scale.float(), codes.shape, granularity)
+        codes = codes.float() - spread(zero_point.float(), codes.shape, granularity)
+    elif zero_point:
+        codes = codes.float() - zero_point
+    return codes * spread(scale.float(), codes.shape, granularity)
 
 
 def mse_range(

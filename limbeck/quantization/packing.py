@@ -33,11 +33,13 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         codes = torch.nn.functional.pad(codes, (0, -count % per_byte)).unflatten(-1, (-1, per_byte))
         shifts = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * bits
         return (codes << shifts).sum(-1, dtype=torch.int64).to(torch.uint8)
-    places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-    stream = ((codes.unsqueeze(-1) >> places) & 1).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    weights = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    return (stream << weights).sum(-1, dtype=torch.int64).to(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, -count % 8)).unflatten(-1, (-1, 8))
+    packed = codes.new_zeros(*codes.shape[:-1], bits)
+    for code, (byte, shift) in enumerate(_starts(bits)):
+        packed[..., byte] |= codes[..., code] << shift
+        if shift + bits > 8:
+            packed[..., byte + 1] |= codes[..., code] >> (8 - shift)
+    return packed.flatten(-2)[..., : packed_length(count, bits)].contiguous()
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -52,10 +54,20 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
         return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)[..., :count]
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    stream = ((packed.unsqueeze(-1) >> places) & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
-    weights = torch.arange(bits, dtype=torch.uint8, device=packed.device)
-    return (stream << weights).sum(-1, dtype=torch.int64).to(torch.uint8)
+    groups = -(-count // 8)
+    packed = torch.nn.functional.pad(packed, (0, groups * bits - packed.shape[-1])).unflatten(-1, (groups, bits))
+    codes = packed.new_empty(*packed.shape[:-1], 8)
+    for code, (byte, shift) in enumerate(_starts(bits)):
+        value = packed[..., byte] >> shift
+        if shift + bits > 8:
+            value |= packed[..., byte + 1] << (8 - shift)
+        codes[..., code] = value & (2**bits - 1)
+    return codes.flatten(-2)[..., :count]
+
+
+def _starts(bits: int) -> list[tuple[int, int]]:
+    """Byte and lowest bit of each of eight codes, which fill `bits` bytes."""
+    return [divmod(code * bits, 8) for code in range(8)]
 
 
 TRITS = 5  # per byte
@@ -71,7 +83,9 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     """uint8 (..., ceil(count / 5)), each below 243 -> codes uint8 (..., count) in {0, 1, 2}."""
     if packed.shape[-1] != -(-count // TRITS):
         raise UsageError(f"{count} trits take {-(-count // TRITS)} bytes a row, {packed.shape[-1]} were given")
-    return (packed.unsqueeze(-1) // _powers(packed.device) % 3).flatten(-2)[..., :count]
+    digits = torch.arange(256, device=packed.device).unsqueeze(-1) // _powers(packed.device) % 3  # of every byte
+    found = digits.to(torch.uint8).index_select(0, packed.flatten().int())
+    return found.view(*packed.shape[:-1], -1)[..., :count]
 
 
 def pack_wide(codes: Tensor, bits: int) -> Tensor:
