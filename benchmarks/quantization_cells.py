@@ -37,6 +37,7 @@ class Subject:
     limits: dict[str, int | None]  # examples of a split that are measured
     timed: Callable[[Any], dict[str, torch.Tensor]]
     train: TrainingConfig
+    rate: float  # learning rate of methods that train, over that of `RATES`
     examples: int = 64
 
     def measure(self, model: nn.Module, split: str) -> float:
@@ -72,7 +73,8 @@ SUBJECTS = {
         _encoder_task,
         {"validation": 300, "test": None},
         lambda task: task.example(1),
-        TrainingConfig(steps=200, batch_size=16, learning_rate=5e-4, **TRAIN),
+        TrainingConfig(steps=200, batch_size=16, **TRAIN),
+        0.5,
     ),
     "language": Subject(
         "language",
@@ -82,7 +84,8 @@ SUBJECTS = {
         _language_task,
         {"validation": 100, "test": 150},
         lambda task: {"input_ids": task.example(1)["input_ids"][:, :1]},
-        TrainingConfig(steps=120, batch_size=8, learning_rate=1e-3, **TRAIN),
+        TrainingConfig(steps=120, batch_size=8, **TRAIN),
+        1.0,
     ),
 }
 

@@ -21,6 +21,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch import nn
 from limbeck.errors import LimbeckError
 from limbeck.files import write_text
 from limbeck.measure.size import state_bytes
-from limbeck.quantization.methods import METHODS
+from limbeck.quantization.methods import METHODS, RATES
 from limbeck.quantized import quantize
 from limbeck.signals import call
 
@@ -66,7 +67,7 @@ def measured(
 ) -> dict[str, Any]:
     task, begun = subject.task(), time.perf_counter()
     trains = METHODS[method].training is not None
-    settings = {"train": subject.train} if trains else {}
+    settings = {"train": replace(subject.train, learning_rate=subject.rate * RATES[bits])} if trains else {}
     settings |= {"examples": subject.examples, "seed": seed, "embeddings": embeddings}
     made = quantize(reference, bits, task, method=method, **settings)
     seconds = time.perf_counter() - begun

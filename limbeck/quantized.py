@@ -12,6 +12,7 @@ were chosen: docs/quantization.md. In a recipe, the same steps are written out.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from limbeck.quantization.code_tuning import TuneCodes, finish_codes, tune_codes
 from limbeck.quantization.embeddings import QuantizeEmbeddings
 from limbeck.quantization.folding import FoldBatchNorm
 from limbeck.quantization.hessian import matrix
-from limbeck.quantization.methods import DEFAULTS, METHODS, TERNARY, WIDTHS, Method, Settings
+from limbeck.quantization.methods import DEFAULTS, METHODS, RATES, TERNARY, WIDTHS, Method, Settings
 from limbeck.quantization.modules import QuantizedModule, kernel_table
 from limbeck.quantization.quantization_aware import finish_qat, prepare_qat
 from limbeck.quantization.replacement import why_not
@@ -42,9 +43,8 @@ from limbeck.tasks.retrieval import Retrieval
 from limbeck.teachers import FrozenTeacher
 from limbeck.training import Distil, Trainer, TrainingConfig
 
-TRAINING = TrainingConfig(
-    steps=300, batch_size=8, learning_rate=1e-3, warmup=0.1, gradient_clipping=1.0, precision="bf16"
-)
+TRAINING = TrainingConfig(steps=300, batch_size=8, warmup=0.1, gradient_clipping=1.0, precision="bf16")
+CODE_RATE = 10  # of the steps that choose codes, over the learning rate
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def quantize(
     compute     type of products with weights below 8 bits: "bfloat16" (fast where the processor has it) or "float32"
     scale_type  type of stored scales: "float16" for what goes to GPTQ or GGUF files, "bfloat16", "float32"; None: as `Quantize` has it
     examples, batch_size    calibration. seed: draws the examples, and decides the training; None: the first ones, evenly spaced
-    train, objective        of methods that train: the schedule, and what is learned of the float model: by default its logits, or its embeddings
+    train, objective        of methods that train: the schedule, by default 300 steps at the rate `RATES` has for the width, and what is learned of
+                            the float model, by default its logits, or its embeddings
 
     Raises UsageError for another width or method, one that does not go with the width, and one that reads data without a task.
     """
@@ -148,7 +149,7 @@ def quantize(
     )
     data = task if seed is None or task is None else Drawn(task, seed)
     if chosen.training is not None:
-        config = train or TRAINING
+        config = train or dataclasses.replace(TRAINING, learning_rate=RATES[width])
         teacher = FrozenTeacher(copy.deepcopy(work), precision=config.precision)
         goal = objective or _imitation(task)
         work, plan = _trained_on(work, chosen, settings, task, teacher, goal, config, seed or 0, progress)
@@ -258,7 +259,7 @@ def _trained_on(
     trainer = Trainer(config, None, seed=seed, progress=progress, title="quantization")
     if method.training == "codes":
         work = tune_codes(work, plan)
-        trainer.run(TuneCodes(work, teacher, objective), task)
+        trainer.run(TuneCodes(work, teacher, objective, rate=CODE_RATE * config.learning_rate), task)
         return finish_codes(work)
     work = prepare_qat(work, plan, learned=True)
     trainer.run(Distil(work, teacher, objective), task)

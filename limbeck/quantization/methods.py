@@ -31,6 +31,9 @@ TRAINED_GRIDS: dict[float, Any] = {
 # width -> bits of an index and weights in a vector
 CODEBOOKS: dict[float, tuple[int, int]] = {4: (8, 2), 3: (6, 2), 2: (8, 4), TERNARY: (8, 5), 1: (8, 8)}
 
+# width -> learning rate of methods that train: the more a grid has left of the model, the less may be moved
+RATES: dict[float, float] = {4: 1e-4, 3: 1e-4, 2: 3e-4, TERNARY: 3e-4, 1: 1e-3}
+
 
 @dataclass(frozen=True)
 class Settings:
