@@ -9,10 +9,10 @@ from torch.nn import functional as F
 import limbeck as lb
 from limbeck.errors import UsageError
 from limbeck.quantization import BlockReconstruction, DecoupleQ
-from limbeck.quantization.methods import DEFAULTS, METHODS, WIDTHS, Settings
+from limbeck.quantization.methods import DEFAULTS, METHODS, RATES, WIDTHS, Settings
 from limbeck.quantization.modules import QuantizedModule
 from limbeck.signals import call, first_tensor
-from limbeck.training import TrainingConfig
+from limbeck.training import Trainer, TrainingConfig
 
 SHORT = TrainingConfig(steps=2, batch_size=4)
 CELLS = [
@@ -112,6 +112,26 @@ def test_its_artifact_reloads_and_holds_the_bytes_that_it_says(model, task, tmp_
     assert torch.equal(outputs(lb.load(folder), task), outputs(made.model, task))
     # scales and codes are in the weights' file, not in the plans
     assert (folder / "architecture.json").stat().st_size < 40_000
+
+
+@pytest.mark.parametrize(
+    "bits, name, rates", [(1, "trained", (1e-3, None)), (4, "trained", (1e-4, None)), (2, "codes", (3e-4, 3e-3))]
+)
+def test_training_takes_the_rate_of_its_width(model, task, monkeypatch, bits, name, rates):
+    class Begun(Exception):
+        pass
+
+    def run(trainer, procedure, _):
+        raise Begun(trainer.config.learning_rate, getattr(procedure, "rate", None))
+
+    monkeypatch.setattr(Trainer, "run", run)
+    with pytest.raises(Begun) as begun:
+        lb.quantize(model, bits, task, method=name, group_size=16)
+    assert begun.value.args == pytest.approx(rates)
+    assert all(set(method.bits) <= set(RATES) for method in METHODS.values() if method.training)
+    with pytest.raises(Begun) as begun:
+        lb.quantize(model, bits, task, method=name, group_size=16, train=TrainingConfig(steps=1, learning_rate=0.5))
+    assert begun.value.args == pytest.approx((0.5, None if rates[1] is None else 5.0))
 
 
 def test_layers_outside_the_blocks_keep_eight_bits(model):
