@@ -7,6 +7,7 @@ TABLES, CACHE, FOLDER = (
 )
 GENERATION = "inference/kv_cache/generation.py"
 
+RATE = "tests/test_quantized.py::test_training_takes_the_rate_of_its_width"
 FAULTS = [
     ("tables: parameters of the first rows", "quantization/quantized_embedding.py", "t if shared else t[index]", "t if shared else t[: len(index)]", TABLES),
     ("tables: a scale per column", "quantization/quantized_embedding.py", "all(stored[:1] == shape[:1] for", "all(True for", TABLES),
@@ -29,4 +30,6 @@ FAULTS = [
     ("gptq: errors move the columns before", "quantization/gptq.py", "yield low, middle, high", "yield low, high, middle", "tests/quantization/test_gptq.py"),
     ("calibration keeps what is rounded", "quantization/streaming.py", "segment.release()", "pass", "tests/quantization/test_memory.py tests/quantization/test_shards.py"),
     ("dynamic inputs: one range for all rows", "quantization/modules.py", "scale.flatten(), 0, grid, PerChannel(0)", "scale.amax().expand(len(x)), 0, grid, PerChannel(0)", "tests/quantization/test_quantize.py"),
+    ("quantized: one rate for every width", "quantized.py", "dataclasses.replace(TRAINING, learning_rate=RATES[width])", "TRAINING", RATE),
+    ("quantized: codes move at one rate", "quantized.py", ", rate=CODE_RATE * config.learning_rate", "", RATE),
 ]  # fmt: skip
