@@ -11,8 +11,9 @@ language    the llama of `small_llama.py`, 12 million parameters; perplexity on 
 
 Every cell is `limbeck.quantize(model, bits, task, method=...)`. A seed draws the calibration examples, and the order of the training's. Methods without
 data have one seed. Methods that train take 200 steps of 16 texts (encoder) or 120 of 8 blocks (language) at the rate that `limbeck.quantize` has for
-the width, the encoder at half of it; the rates were chosen on the language model's validation text. Speed: the float32 model's time over the cell's, in turn in one process, the median of pairs: one token (language) or one
-text of 256 tokens (encoder). Disk: of the saved artifact, checked against `nbytes`.
+the width, the encoder at half of it; the rates were chosen on the language model's validation text. Speed: the float32 model's time over the cell's,
+in turn in one process, the median of pairs: one token (language) or one text of 256 tokens (encoder). Disk: of the saved artifact, checked against
+`nbytes`.
 """
 
 from __future__ import annotations
