@@ -67,7 +67,8 @@ def _standing() -> list[str]:
         "Lost on validation as a share of the float model's figure, the mean of both models, of methods measured on both."
     ]
     lines += [
-        "Defaults (bold) are the least of a column; of methods within 0.3 points the faster or simpler one, at 8 bits the one with integer products.",
+        "Defaults (bold) are the least of a column; of methods within about 0.3 points the faster or simpler one, at 8 bits the one with integer products.",
+        "`kmeans` and `codes` are no defaults: their codebooks have no fast product (see speed, language) and no form that others read.",
         "",
         "| bits | without data | with data |",
         "|---|---|---|",
