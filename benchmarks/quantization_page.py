@@ -128,9 +128,11 @@ def page(about: list[str]) -> str:
 def _tables_of_embeddings() -> list[str]:
     """The section about cells whose embeddings are quantized, each beside the one whose embeddings are float."""
     cells = stored()
-    found = sorted((cell for cell in cells.values() if "embeddings" in cell), key=lambda c: (c["model"], -c["bits"]))
+    found = [cell for cell in cells.values() if "embeddings" in cell]
     if not found:
         return []
+    usual = {(*key(cell)[:4], None) for cell in found}
+    found = [*found, *(cells[place] for place in usual if place in cells)]
     lines = [
         "## embeddings",
         "",
@@ -138,13 +140,11 @@ def _tables_of_embeddings() -> list[str]:
         "",
     ]
     lines += ["| model | bits | method | embeddings | validation | test | MB on disk | speed |", "|" + "---|" * 8]
-    for cell in found:
-        usual = cells.get((*key(cell)[:4], None))
-        for one in (usual, cell) if usual is not None else (cell,):
-            lines.append(
-                f"| {one['model']} | {one['bits']} | {one['method']} | {one.get('embeddings', 'float')} | {_figure(one['validation'])} | "
-                f"{_figure(one['test'])} | {one['bytes'] / 1e6:.2f} | {one['speed']:.2f} |"
-            )
+    for one in sorted(found, key=lambda c: (c["model"], -c["bits"], c["method"], -c.get("embeddings", 32))):
+        lines.append(
+            f"| {one['model']} | {one['bits']} | {one['method']} | {one.get('embeddings', 'float')} | {_figure(one['validation'])} | "
+            f"{_figure(one['test'])} | {one['bytes'] / 1e6:.2f} | {one['speed']:.2f} |"
+        )
     return [*lines, ""]
 
 

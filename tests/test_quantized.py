@@ -134,6 +134,11 @@ def test_training_takes_the_rate_of_its_width(model, task, monkeypatch, bits, na
     assert begun.value.args == pytest.approx((0.5, None if rates[1] is None else 5.0))
 
 
+def test_the_rate_of_decoupleq_falls_with_the_steps_of_its_grid():
+    rates = [METHODS["decoupleq"].steps(Settings(bits=bits))[0].rounding.learning_rate for bits in (2, 3, 4, 5)]
+    assert rates == pytest.approx([1e-3, 1e-3 / 4, 1e-3 / 16, 1e-3 / 64])
+
+
 def test_layers_outside_the_blocks_keep_eight_bits(model):
     def bits(made):
         return {path: module.bits for path, module in made.model.named_modules() if hasattr(module, "weight_codes")}

@@ -158,10 +158,11 @@ def _check_input_ranges(ranges: str | None, model: nn.Module, precision: str) ->
         return
     if ranges not in INPUT_RANGES:
         raise UsageError(f"input_ranges={ranges!r}. {did_you_mean(str(ranges), INPUT_RANGES)}")
+    from limbeck.export.integers import quantized_layers
     from limbeck.quantization.specification import DynamicRange
 
-    found = [module for module in model.modules() if getattr(module, "limbeck_quantized", False)]
-    if precision != "int8" or not any(isinstance(module.specification.input, DynamicRange) for module in found):
+    inputs = [module.specification.input for module in quantized_layers(model).values()]
+    if precision != "int8" or not any(isinstance(one, DynamicRange) for one in inputs):
         raise UsageError(
             f"input_ranges={ranges!r} is for a model that is quantized with activations: dynamic, exported with precision='int8'"
         )

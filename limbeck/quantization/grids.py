@@ -110,12 +110,11 @@ class IntegerGrid(Grid):
             return self.encode(x, quantizer)
         return self._place(x, packed.scale, self._zero(packed), quantizer)
 
-    def _place(self, x: Tensor, scale: Tensor, zero_point: Tensor, quantizer: Quantizer) -> Packed:
+    def _place(self, x: Tensor, scale: Tensor, zero_point: Tensor | int, quantizer: Quantizer) -> Packed:
         return quantizer.pack(quantize(x, scale, zero_point, self, quantizer.granularity), scale, zero_point)
 
-    def _zero(self, packed: Packed) -> Tensor:
-        found = packed.zero_point
-        return torch.full_like(packed.scale, self.center, dtype=torch.int32) if found is None else found
+    def _zero(self, packed: Packed) -> Tensor | int:
+        return self.center if packed.zero_point is None else packed.zero_point
 
     def codes(self, packed: Packed) -> Tensor:
         if self.bits >= 8:
@@ -127,8 +126,7 @@ class IntegerGrid(Grid):
     def decode(self, packed: Packed, quantizer: Quantizer) -> Tensor:
         if self.identity:
             return packed.codes.clone()
-        zero = self.center if packed.zero_point is None else packed.zero_point
-        return dequantize(self.codes(packed), packed.scale, zero, quantizer.granularity)
+        return dequantize(self.codes(packed), packed.scale, self._zero(packed), quantizer.granularity)
 
     def check(self, packed: Packed) -> None:
         for found in () if self.identity else (self.codes(packed), packed.zero_point):
@@ -244,8 +242,8 @@ class Quantizer:
         """Store x (...) with the scales, zero points and codebooks of `packed`, which is of the same shape: only codes are new."""
         return self.grid.project(_checked(x), packed, self)
 
-    def pack(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Packed:
-        """Store codes that are on the integer grid already."""
+    def pack(self, codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Packed:
+        """Store codes that are on the integer grid already; the zero point of a symmetric grid is its center, and not stored."""
         shape = tuple(codes.shape)
         if self.grid.bits < 8:
             codes = pack_bits(codes.to(torch.int16).reshape(shape or (1,)) - self.grid.low, self.grid.bits)

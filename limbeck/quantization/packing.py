@@ -28,11 +28,6 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     count = codes.shape[-1]
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        codes = torch.nn.functional.pad(codes, (0, -count % per_byte)).unflatten(-1, (-1, per_byte))
-        shifts = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * bits
-        return (codes << shifts).sum(-1, dtype=torch.int64).to(torch.uint8)
     codes = torch.nn.functional.pad(codes, (0, -count % 8)).unflatten(-1, (-1, 8))
     packed = codes.new_zeros(*codes.shape[:-1], bits)
     for code, (byte, shift) in enumerate(_starts(bits)):

@@ -119,7 +119,7 @@ def fake_on_grid(x: Tensor, parameter: Tensor, quantizer: Quantizer) -> Tensor:
         values = quantizer.decode(Packed(**{**stored.__dict__, **learned}))
         return values + (x.float() - x.detach().float())
     scale = spread(parameter.float(), x.shape, granularity)
-    ratio = x.float() / torch.where(scale == 0, 1.0, scale)
+    ratio = over(x.float(), scale)
     unit = Packed(stored.codes, torch.ones_like(parameter), None, tuple(x.shape))
     return (quantizer.decode(unit) + (ratio - ratio.detach())) * scale
 

@@ -31,5 +31,10 @@ FAULTS = [
     ("calibration keeps what is rounded", "quantization/streaming.py", "segment.release()", "pass", "tests/quantization/test_memory.py tests/quantization/test_shards.py"),
     ("dynamic inputs: one range for all rows", "quantization/modules.py", "scale.flatten(), 0, grid, PerChannel(0)", "scale.amax().expand(len(x)), 0, grid, PerChannel(0)", "tests/quantization/test_quantize.py"),
     ("quantized: one rate for every width", "quantized.py", "dataclasses.replace(TRAINING, learning_rate=RATES[width])", "TRAINING", RATE),
+    ("methods: decoupleQ at one rate", "quantization/methods.py", "learning_rate=1e-3 * 4.0 ** (2 - s.bits)", "learning_rate=1e-3", "tests/test_quantized.py::test_the_rate_of_decoupleq_falls_with_the_steps_of_its_grid"),
+    ("bits: the rest of a code from the wrong bit", "quantization/packing.py", "<< (8 - shift)", "<< (7 - shift)", "tests/laws/test_packed_bytes.py tests/laws/test_grid_laws.py"),
+    ("bits: the rest of a code into the wrong bit", "quantization/packing.py", ">> (8 - shift)", ">> (7 - shift)", "tests/laws/test_packed_bytes.py tests/laws/test_grid_laws.py"),
+    ("levels: the middle belongs to the upper one", "quantization/levels.py", "found += ratio > limit", "found += ratio >= limit", "tests/quantization/test_level_grids.py"),
+    ("blocks: the error of the block as it was", "quantization/reconstruction.py", "first_tensor(c.run(run, x)) for c, x in zip(segment.calls, segment.hidden))", "first_tensor(c.run(segment.block, x)) for c, x in zip(segment.calls, segment.hidden))", "tests/quantization/test_decoupled.py tests/quantization/test_adaptive_rounding.py"),
     ("quantized: codes move at one rate", "quantized.py", ", rate=CODE_RATE * config.learning_rate", "", RATE),
 ]  # fmt: skip
