@@ -12,6 +12,7 @@ SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 
 IDS = torch.arange(14).reshape(2, 7) * 3 % 64
 CONFIGS = {
     "llama": {"model_type": "llama", "hidden_size": 64, "num_key_value_heads": 2, **SIZES},
+    "mistral": {"model_type": "mistral", "hidden_size": 64, "num_key_value_heads": 2, "sliding_window": None, **SIZES},
     "qwen2": {"model_type": "qwen2", "hidden_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True, **SIZES},
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 32},
     "bert": {"model_type": "bert", "hidden_size": 64, "max_position_embeddings": 32, **SIZES},

@@ -64,7 +64,7 @@ def test_rows_of_rotary_heads():
     assert order[:4].tolist() == [0, 6, 1, 7] and torch.equal(order[order.argsort()], torch.arange(24))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_transformers_reads_the_same_weights(tmp_path, name):
     model = quantized(model_of(name, attention_bias=name == "llama"), bits=4, weights=32)
     assert export_gguf(model, {"input_ids": IDS}, tmp_path / "m.gguf") < 1e-5

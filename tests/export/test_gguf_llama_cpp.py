@@ -46,7 +46,7 @@ class Session:
         return np.stack([np.ctypeslib.as_array(row, size).copy() for row in rows])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 @pytest.mark.parametrize("kind", ["bpe", "characters"])
 def test_llama_cpp_computes_and_splits_the_same(tmp_path, name, kind):
     tokenizer = train_tokenizer([TEXT] * 3, kind, 320)
