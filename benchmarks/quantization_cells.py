@@ -94,12 +94,14 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
     return cell["model"], cell["bits"], cell["method"], cell["seed"], cell.get("embeddings")
 
 
-def stored() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The cells that were measured, by model, bits, method, seed and bits of the embeddings (None: float)."""
-    return {key(cell): cell for cell in json.loads(FILE.read_text())["cells"]} if FILE.exists() else {}
+def stored(part: str = "cells") -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What was measured ("cells") or timed ("speeds"), by model, bits, method, seed and bits of the embeddings (None: float)."""
+    return {key(cell): cell for cell in json.loads(FILE.read_text()).get(part, ())} if FILE.exists() else {}
 
 
-def keep(cells: dict[tuple[Any, ...], dict[str, Any]], cell: dict[str, Any]) -> None:
-    """Add a cell to the file, with those another process has added meanwhile."""
-    cells |= stored() | {key(cell): cell}
-    write_json(FILE, {"torch": torch.__version__, "threads": torch.get_num_threads(), "cells": list(cells.values())})
+def keep(cell: dict[str, Any], part: str = "cells") -> None:
+    """Add a cell to the file, beside those that another process has added meanwhile."""
+    found = {name: stored(name) for name in ("cells", "speeds")}
+    found[part][key(cell)] = cell
+    lists = {name: list(cells.values()) for name, cells in found.items()}
+    write_json(FILE, {"torch": torch.__version__, "threads": torch.get_num_threads(), **lists})

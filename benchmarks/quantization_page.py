@@ -21,8 +21,9 @@ def rows(name: str) -> list[dict[str, Any]]:
         values = {split: [cell[split] for cell in cells] for split in ("validation", "test")}
         row = {"bits": bits, "method": method, "seeds": len(cells)}
         row |= {split: statistics.mean(v) for split, v in values.items()}
-        row["spread"] = (max(values["test"]) - min(values["test"])) / 2 if len(cells) > 1 else None
-        row |= {field: statistics.median(cell[field] for cell in cells) for field in ("bytes", "nbytes", "speed")}
+        row |= {f"{split} spread": (max(v) - min(v)) / 2 if len(cells) > 1 else None for split, v in values.items()}
+        row |= {field: statistics.median(cell[field] for cell in cells) for field in ("bytes", "nbytes")}
+        row["speed"] = _speed(cells[0])
         row["seconds"] = statistics.median(cell.get("seconds", 0.0) for cell in cells)
         made.append(row)
     return made
@@ -103,7 +104,17 @@ def page(about: list[str]) -> str:
     counted = [cell for cell in stored().values() if cell["bits"] != 32 and "embeddings" not in cell]
     measured = {(cell["model"], cell["bits"], cell["method"]) for cell in counted}
     every = sum(bits in method.bits for bits in WIDTHS for method in METHODS.values()) * len(SUBJECTS)
-    lines += ["", f"Measured: {len(measured)} of {every} cells. Timings are of a machine that did other work as well."]
+    reading = {cell for cell in measured if METHODS[cell[2]].reads_data}
+    several = sum(
+        1
+        for name in SUBJECTS
+        for row in rows(name)
+        if (name, row["bits"], row["method"]) in reading and row["seeds"] > 1
+    )
+    lines += [
+        "",
+        f"Measured: {len(measured)} of {every} cells; {several} of {len(reading)} whose method reads data with two seeds or more.",
+    ]
     lines += [
         "",
         "The best of a width on validation is in bold: among methods without data, and among all. `+-`: half the range over seeds.",
@@ -116,9 +127,9 @@ def page(about: list[str]) -> str:
         winners = best(name)
         lines += [f"## {name}: {subject.metric}, {subject.better} is better", ""]
         lines += [
-            "| bits | method | validation | test | +- | seeds | MB on disk | MB of quantized layers | speed | seconds to make | |"
+            "| bits | method | validation | +- | test | +- | seeds | MB on disk | MB of quantized layers | speed | seconds to make | |"
         ]
-        lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
+        lines += ["|" + "---|" * 12]
         for row in found:
             lines.append(_line(name, row, winners.get(row["bits"], {}).values()))
         lines.append("")
@@ -143,7 +154,7 @@ def _tables_of_embeddings() -> list[str]:
     for one in sorted(found, key=lambda c: (c["model"], -c["bits"], c["method"], -c.get("embeddings", 32))):
         lines.append(
             f"| {one['model']} | {one['bits']} | {one['method']} | {one.get('embeddings', 'float')} | {_figure(one['validation'])} | "
-            f"{_figure(one['test'])} | {one['bytes'] / 1e6:.2f} | {one['speed']:.2f} |"
+            f"{_figure(one['test'])} | {one['bytes'] / 1e6:.2f} | {_speed(one)} |"
         )
     return [*lines, ""]
 
@@ -158,12 +169,24 @@ def _line(name: str, row: dict[str, Any], winners: Any) -> str:
     inner = cells[0].get("quantized_bytes")
     method = f"**{row['method']}**" if row["method"] in winners else row["method"]
     mark = "default" if row["method"] in DEFAULTS.get(row["bits"], ()) else ""
-    spread = "" if row["spread"] is None else _figure(row["spread"])
+    figures = []
+    for split in ("validation", "test"):
+        spread = row[f"{split} spread"]
+        figures += [_figure(row[split]), "" if spread is None else _figure(spread)]
     sizes = f"{row['bytes'] / 1e6:.2f} | {'' if inner is None else f'{inner / 1e6:.2f}'}"
     return (
-        f"| {row['bits']} | {method} | {_figure(row['validation'])} | {_figure(row['test'])} | {spread} | {row['seeds']} | {sizes} | "
-        f"{row['speed']:.2f} | {row['seconds']:.0f} | {mark} |"
+        f"| {row['bits']} | {method} | {' | '.join(figures)} | {row['seeds']} | {sizes} | "
+        f"{row['speed']} | {row['seconds']:.0f} | {mark} |"
     )
+
+
+def _speed(cell: dict[str, Any]) -> str:
+    """What was timed of the cell's format, with its quartiles."""
+    found = stored("speeds").get((*key(cell)[:3], 0, cell.get("embeddings")))
+    if found is None:
+        return "1" if cell["bits"] == 32 else ""
+    low, high = found["quartiles"]
+    return f"{found['speed']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _figure(value: float) -> str:

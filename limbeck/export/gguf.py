@@ -172,7 +172,8 @@ def _describe(writer: Any, config: Any, kinds: list[str]) -> None:
         if there:
             raise ExportError(f"{what} cannot be written as GGUF here")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(config.model_type)
+    # not the model type: of a llama that is named "mistral" transformers makes a mistral, and fails on the names of its tensors
+    writer.add_name(ARCHITECTURES[config.model_type])
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
