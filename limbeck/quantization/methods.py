@@ -155,7 +155,7 @@ DEFAULTS: dict[float, tuple[str, str]] = {
     6: ("ranges", "gptq"),
     5: ("hqq", "gptq"),
     4: ("hqq", "gptq"),
-    3: ("hqq", "rotated_gptq"),
+    3: ("hqq", "gptq"),
     2: ("ranges", "decoupleq"),
     TERNARY: ("ranges", "trained"),
     1: ("nearest", "trained"),
