@@ -15,6 +15,7 @@ data have one seed. Methods that train take 200 steps of 16 texts (encoder) or 1
 the width, the encoder at half of it; the rates were chosen on the language model's validation text. Disk: of the saved artifact, checked against
 `nbytes`. Speed: the float32 model's time over the cell's, in turn in one process on one thread, the median of pairs and the quartiles: one token
 (language) or one text of 256 tokens (encoder). It is timed apart, on a model of the same format that took the least calibration and one step.
+Seconds to make: the median over seeds, beside other work.
 """
 
 from __future__ import annotations
