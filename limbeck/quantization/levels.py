@@ -110,8 +110,7 @@ class LevelGrid(Grid):
 
     @property
     def whole(self) -> tuple[float, int, int] | None:
-        unit, numbers = _whole_levels(self)
-        return None if numbers is None else (unit, int(numbers.min()), int(numbers.max()))
+        return _whole_levels(self)[0]
 
     def whole_numbers(self, packed: Packed) -> Tensor:
         return _whole_levels(self)[1].to(packed.codes.device)[self.codes(packed).int()]
@@ -137,13 +136,14 @@ def entries_of(table: Tensor, places: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _whole_levels(grid: LevelGrid) -> tuple[float, Tensor | None]:
+def _whole_levels(grid: LevelGrid) -> tuple[tuple[float, int, int] | None, Tensor | None]:
+    """`whole`, which kernels ask for at every product, and the whole number of every code, int8 (codes,); None where levels are no multiples."""
     levels = grid.rising[0]
     unit = float(levels[levels != 0].abs().min())
     whole = (grid.table / unit).nan_to_num(0.0)
     if not torch.equal(whole, whole.round()) or whole.abs().max() > 127:
-        return unit, None
-    return unit, whole.to(torch.int8)
+        return None, None
+    return (unit, int(whole.min()), int(whole.max())), whole.to(torch.int8)
 
 
 def ratios(x: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
